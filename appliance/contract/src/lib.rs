@@ -1,0 +1,19 @@
+//! Vocabulary and seams: the words every other crate shares, and the traits that keep them apart. No I/O lives here.
+//!
+//! Read in this order: [`units`] (what is counted), [`device`] (what a guest's front end asks of a volume),
+//! [`disk`] (what the engine asks of the node's SSD), [`coordination`] (who owns a volume), [`clock`].
+
+pub mod clock;
+pub mod coordination;
+pub mod device;
+pub mod disk;
+pub mod units;
+
+pub use clock::{Clock, ManualClock, Timestamp};
+pub use coordination::{Coordination, CoordinationError, Ownership, VolumeRecord, VolumeSpec};
+pub use device::{BlockDevice, DeviceGeometry, IoError, Op, Request, Transfer, Transferable};
+pub use disk::{Disk, DiskFile, ReadDone};
+pub use units::{
+    BlockAddress, BlockSize, ByteSize, Epoch, Fingerprint, Generation, Lba, Location, PolicyError, Policy, ScoNumber, ScoSize,
+    SectorCount, TlogNumber, UnitError, VolumeId, VolumeName, SECTOR_BYTES,
+};
