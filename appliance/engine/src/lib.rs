@@ -1,1 +1,5 @@
 //! Filled by the next commits.
+
+mod leaf_runs;
+
+pub mod delta;
