@@ -1,0 +1,161 @@
+//! The rules: what each transaction demands of the registry and what it changes. Pure, so every implementation shares them.
+//!
+//! Invariants: identities are unique; names are unique among volumes that are not being deleted; epochs and generations only
+//! grow, except that [`Registry::adopt`] sets a generation by the word of the current owner. Each change raises `sequence` by one.
+
+use std::collections::{BTreeMap, HashSet};
+
+use lamina_contract::{CoordinationError, Epoch, Generation, Ownership, VolumeId, VolumeRecord};
+
+/// All volumes of a node, and how many changes led here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Registry {
+    sequence: u64,
+    volumes: BTreeMap<VolumeId, VolumeRecord>,
+}
+
+/// What a transaction does to one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The record is now this.
+    Put(VolumeRecord),
+    /// The record is gone.
+    Remove(VolumeId),
+}
+
+/// Why a set of records cannot be a registry, or a transaction cannot be counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RuleError {
+    /// The same identity twice.
+    #[error("volume {volume} is registered twice")]
+    IdentityTwice {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// Two live volumes with one name.
+    #[error("volume {volume} has the name of another volume")]
+    NameTwice {
+        /// The second of them.
+        volume: VolumeId,
+    },
+    /// A counter would pass 2^64, which only a damaged or hostile store can suggest.
+    #[error("a counter of volume {volume} is exhausted")]
+    Exhausted {
+        /// Which.
+        volume: VolumeId,
+    },
+}
+
+impl Registry {
+    /// A registry as it was kept.
+    pub(crate) fn from_records(sequence: u64, records: Vec<VolumeRecord>) -> Result<Self, RuleError> {
+        let mut names = HashSet::new();
+        let mut volumes = BTreeMap::new();
+        for record in records {
+            let volume = record.id;
+            if !record.deleting && !names.insert(record.spec.name.clone()) {
+                return Err(RuleError::NameTwice { volume });
+            }
+            if volumes.insert(volume, record).is_some() {
+                return Err(RuleError::IdentityTwice { volume });
+            }
+        }
+        Ok(Self { sequence, volumes })
+    }
+
+    /// How many changes led to this state; the higher of two copies is the newer.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Every record, by identity.
+    pub(crate) fn records(&self) -> impl Iterator<Item = &VolumeRecord> {
+        self.volumes.values()
+    }
+
+    /// One record.
+    pub(crate) fn get(&self, volume: VolumeId) -> Result<&VolumeRecord, CoordinationError> {
+        self.volumes.get(&volume).ok_or(CoordinationError::Unknown { volume })
+    }
+
+    /// The state after `change`.
+    #[must_use]
+    pub(crate) fn after(&self, change: &Change) -> Self {
+        let mut next = self.clone();
+        next.sequence += 1;
+        match change {
+            Change::Put(record) => next.volumes.insert(record.id, record.clone()),
+            Change::Remove(volume) => next.volumes.remove(volume),
+        };
+        next
+    }
+
+    /// A new volume: its name and identity must be free.
+    pub(crate) fn create(&self, record: &VolumeRecord) -> Result<Change, CoordinationError> {
+        let name = &record.spec.name;
+        if self.volumes.values().any(|other| !other.deleting && other.spec.name == *name) {
+            return Err(CoordinationError::NameTaken { name: name.clone() });
+        }
+        if self.volumes.contains_key(&record.id) {
+            return Err(refused("registering a volume", RuleError::IdentityTwice { volume: record.id }));
+        }
+        Ok(Change::Put(record.clone()))
+    }
+
+    /// A new term, higher than the current one and than `at_least`.
+    pub(crate) fn take(&self, volume: VolumeId, at_least: Epoch) -> Result<(Ownership, Change), CoordinationError> {
+        let mut record = self.get(volume)?.clone();
+        let highest = record.epoch.max(at_least);
+        let epoch = highest.0.checked_add(1).map(Epoch).ok_or_else(|| exhausted("taking a volume", volume))?;
+        record.epoch = epoch;
+        Ok((Ownership { volume, epoch }, Change::Put(record)))
+    }
+
+    /// The owner's next manifest: exactly one more than the current.
+    pub(crate) fn advance(&self, owner: Ownership, next: Generation) -> Result<Change, CoordinationError> {
+        let mut record = self.owned(owner)?.clone();
+        let expected = record.generation.0.checked_add(1).ok_or_else(|| exhausted("advancing a volume", owner.volume))?;
+        if next != Generation(expected) {
+            return Err(fenced(owner, &record));
+        }
+        record.generation = next;
+        record.manifest_epoch = owner.epoch;
+        Ok(Change::Put(record))
+    }
+
+    /// The chain that verified, by the word of the owner.
+    pub(crate) fn adopt(&self, owner: Ownership, generation: Generation, manifest: Epoch) -> Result<Change, CoordinationError> {
+        let mut record = self.owned(owner)?.clone();
+        record.generation = generation;
+        record.manifest_epoch = manifest;
+        Ok(Change::Put(record))
+    }
+
+    /// Frees the name. Nothing to do when that happened before.
+    pub(crate) fn begin_delete(&self, volume: VolumeId) -> Result<Option<Change>, CoordinationError> {
+        let record = self.get(volume)?;
+        Ok((!record.deleting).then(|| Change::Put(VolumeRecord { deleting: true, ..record.clone() })))
+    }
+
+    /// Drops the record. Nothing to do when it is gone.
+    pub(crate) fn forget(&self, volume: VolumeId) -> Option<Change> {
+        self.volumes.contains_key(&volume).then_some(Change::Remove(volume))
+    }
+
+    fn owned(&self, owner: Ownership) -> Result<&VolumeRecord, CoordinationError> {
+        let record = self.get(owner.volume)?;
+        if record.epoch == owner.epoch { Ok(record) } else { Err(fenced(owner, record)) }
+    }
+}
+
+fn fenced(owner: Ownership, record: &VolumeRecord) -> CoordinationError {
+    CoordinationError::Fenced { volume: owner.volume, epoch: owner.epoch, current: record.epoch }
+}
+
+fn exhausted(doing: &'static str, volume: VolumeId) -> CoordinationError {
+    refused(doing, RuleError::Exhausted { volume })
+}
+
+fn refused(doing: &'static str, cause: RuleError) -> CoordinationError {
+    CoordinationError::Unavailable { doing, cause: Box::new(cause) }
+}
