@@ -1,1 +1,24 @@
-//! Filled by the next commits.
+//! The management interface: what the daemon answers and the command asks, over HTTP under `/api/v1`.
+//!
+//! Types first ([`volume`], [`target`], [`status`], [`problem`], [`paths`]); feature `server` adds the routes over an
+//! [`appliance::Appliance`] and the listeners; feature `client` adds [`client::Client`]. Sizes are numbers of bytes, times are
+//! RFC 3339 in UTC, names match `[a-z0-9-]{1,63}`. This crate knows no engine, no drive and no socket of a guest.
+
+pub mod instant;
+pub mod paths;
+pub mod problem;
+pub mod status;
+pub mod target;
+pub mod volume;
+
+#[cfg(feature = "server")]
+pub mod appliance;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "server")]
+pub mod listener;
+#[cfg(feature = "server")]
+pub mod routes;
+
+/// The largest body either side accepts, in bytes: far above any request, and about 1,500 volumes in a list.
+pub const MAX_BODY_BYTES: usize = 1 << 20;

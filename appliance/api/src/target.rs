@@ -1,0 +1,59 @@
+//! Targets: the members of the distributed store.
+
+use serde::{Deserialize, Serialize};
+
+/// How a target is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetState {
+    /// Takes and gives fragments.
+    Up,
+    /// Failing or slow; set aside and probed.
+    Suspect,
+    /// Not there.
+    Missing,
+}
+
+impl TargetState {
+    /// As the interface writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// One target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Its number in the pool.
+    pub index: u32,
+    /// Its identity, as written on it.
+    pub id: String,
+    /// Where it is mounted; absent when it is missing.
+    pub path: Option<String>,
+    /// How it is.
+    pub state: TargetState,
+    /// Size of its file system in bytes, 0 when unknown.
+    pub capacity_bytes: u64,
+    /// Free bytes, 0 when unknown.
+    pub free_bytes: u64,
+    /// Fragments read from it since the daemon started.
+    pub reads: u64,
+    /// Fragments written to it.
+    pub writes: u64,
+    /// Calls that failed.
+    pub errors: u64,
+}
+
+/// All targets of the pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetList {
+    /// The policy of the pool, as `X+P`.
+    pub policy: String,
+    /// By number.
+    pub targets: Vec<Target>,
+}

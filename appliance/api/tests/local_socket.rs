@@ -1,0 +1,202 @@
+//! The interface over a real Unix socket, with a small appliance behind it: what callers are told, and what bad callers cannot do.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lamina_api::appliance::Appliance;
+use lamina_api::client::{Client, ClientError};
+use lamina_api::listener::{LocalListener, NetworkListener};
+use lamina_api::problem::{Problem, ProblemKind};
+use lamina_api::routes;
+use lamina_api::status::Status;
+use lamina_api::target::TargetList;
+use lamina_api::volume::{CreateVolume, Volume, VolumeCounters, VolumeList, VolumeState};
+use lamina_contract::VolumeName;
+use tempfile::TempDir;
+
+struct Fake;
+
+fn volume(name: &str) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        id: "00000000000000aa".to_owned(),
+        size_bytes: 10 << 30,
+        block_size: 4096,
+        sco_size: 4 << 20,
+        read_only: false,
+        created: "2026-01-01T00:00:00Z".to_owned(),
+        state: VolumeState::Attached,
+        socket: Some("/run/x.sock".to_owned()),
+        connected: false,
+        epoch: 1,
+        generation: 1,
+        counters: VolumeCounters::default(),
+    }
+}
+
+impl Appliance for Fake {
+    fn status(&self) -> Result<Status, Problem> {
+        panic!("a bug")
+    }
+
+    fn volumes(&self) -> Result<VolumeList, Problem> {
+        Ok(VolumeList { volumes: vec![volume("a")] })
+    }
+
+    fn volume(&self, name: &VolumeName) -> Result<Volume, Problem> {
+        match name.as_str() {
+            "a" => Ok(volume("a")),
+            _ => Err(Problem::new(ProblemKind::NotFound, format!("no volume '{name}'"))),
+        }
+    }
+
+    fn create(&self, request: &CreateVolume) -> Result<Volume, Problem> {
+        Ok(volume(&request.name))
+    }
+
+    fn delete(&self, _: &VolumeName) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn attach(&self, name: &VolumeName) -> Result<Volume, Problem> {
+        self.volume(name)
+    }
+
+    fn detach(&self, name: &VolumeName) -> Result<Volume, Problem> {
+        self.volume(name)
+    }
+
+    fn targets(&self) -> Result<TargetList, Problem> {
+        Ok(TargetList { policy: "4+2".to_owned(), targets: Vec::new() })
+    }
+
+    fn metrics(&self) -> String {
+        "lamina_up 1\n".to_owned()
+    }
+}
+
+struct Served {
+    socket: PathBuf,
+    runtime: tokio::runtime::Runtime,
+    _dir: TempDir,
+}
+
+fn serve() -> Served {
+    let dir = TempDir::new().expect("tempdir");
+    let socket = dir.path().join("lamina.sock");
+    std::fs::write(&socket, b"left by a crash").expect("write");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let listener = LocalListener::bind(&socket).expect("bind");
+    runtime.spawn(listener.serve(routes::router(Arc::new(Fake))));
+    Served { socket, runtime, _dir: dir }
+}
+
+/// Sends raw bytes, returns the answer's first line and everything.
+fn raw(served: &Served, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(&served.socket).expect("connect");
+    // The server may answer and close before everything was sent.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn calls_and_refusals_reach_the_caller() {
+    let served = serve();
+    let client = Client::new(&served.socket);
+    served.runtime.block_on(async {
+        let request = CreateVolume { name: "b".to_owned(), size_bytes: 4096, block_size: None, sco_size: None, read_only: false };
+        assert_eq!(client.create(&request).await.expect("created").name, "b");
+        assert_eq!(client.volumes().await.expect("list").volumes.len(), 1);
+        assert_eq!(client.metrics().await.expect("metrics"), "lamina_up 1\n");
+        client.delete(&VolumeName::new("a").expect("name")).await.expect("deleted");
+        let missing = client.volume(&VolumeName::new("zz").expect("name")).await;
+        assert!(matches!(missing, Err(ClientError::Refused(problem)) if problem.kind == ProblemKind::NotFound));
+    });
+}
+
+#[test]
+fn a_panic_behind_the_interface_is_one_callers_500() {
+    let served = serve();
+    let client = Client::new(&served.socket);
+    served.runtime.block_on(async {
+        let failed = client.status().await;
+        assert!(matches!(failed, Err(ClientError::Refused(problem)) if problem.kind == ProblemKind::Internal));
+        assert!(client.version().await.is_ok());
+    });
+}
+
+#[test]
+fn the_socket_is_its_owners_only_and_goes_with_the_server() {
+    let served = serve();
+    let mode = std::fs::metadata(&served.socket).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let Served { socket, runtime, _dir } = served;
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn bad_requests_are_problems_with_the_right_status() {
+    let served = serve();
+    let large = format!(
+        "POST /api/v1/volumes HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{}",
+        2 << 20,
+        "x".repeat(2 << 20)
+    );
+    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    let post = |body: &str| {
+        format!("POST /api/v1/volumes HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    };
+    let line = |line: &str| format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    for (request, status) in [
+        (line("GET /nothing"), "404"),
+        (line("PATCH /api/v1/volumes"), "405"),
+        (line("GET /api/v1/volumes/NOT%2Fa..name"), "400"),
+        (post("{"), "400"),
+        (post(r#"{"name":"a","size_bytes":1,"colour":"red"}"#), "400"),
+        (post(r#"{"name":"a","size_bytes":-1}"#), "400"),
+        (post(&deep), "400"),
+        (large, "413"),
+        ("nonsense\r\n\r\n".to_owned(), "400"),
+        (format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(100_000)), "4"),
+    ] {
+        let answer = raw(&served, request.as_bytes());
+        let head: String = request.chars().take(60).collect();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {}", answer.lines().next().unwrap_or_default());
+    }
+    assert!(raw(&served, post("{").as_bytes()).contains(Problem::MEDIA_TYPE));
+}
+
+#[test]
+fn silent_callers_keep_others_out_for_seconds_at_most() {
+    let served = serve();
+    // More than there are slots: the next caller waits until the silent ones are put out.
+    let _silent: Vec<_> = (0..70).map(|_| UnixStream::connect(&served.socket).expect("connect")).collect();
+    let began = Instant::now();
+    served.runtime.block_on(Client::new(&served.socket).version()).expect("answered");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
+fn metrics_are_served_on_loopback_addresses_only() {
+    assert!(NetworkListener::bind("0.0.0.0:0".parse().expect("address")).is_err());
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let listener = NetworkListener::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
+    let address = listener.address().expect("address");
+    let guard = runtime.enter();
+    runtime.spawn(listener.serve(routes::metrics_router(Arc::new(Fake))));
+    drop(guard);
+    for (path, status, text) in [("/metrics", "200", "lamina_up 1"), ("/api/v1/volumes", "404", "problem")] {
+        let mut stream = std::net::TcpStream::connect(address).expect("connect");
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("send");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answer");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(text), "{answer}");
+    }
+}
