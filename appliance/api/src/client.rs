@@ -56,7 +56,7 @@ pub enum ClientError {
         cause: serde_json::Error,
     },
     /// The daemon refused or failed.
-    #[error("{0}")]
+    #[error("{}", .0.detail)]
     Refused(Problem),
 }
 
