@@ -1,1 +1,24 @@
-//! Filled by the next commits.
+//! Things that keep objects, and the node's disk.
+//!
+//! [`DriveStore`] is one drive as an `object_store::ObjectStore`; [`open_pool`] finds a pool's drives by identity; [`LocalDisk`] is the
+
+pub mod drive;
+mod drive_store;
+pub mod fault;
+pub mod identity;
+pub mod local_disk;
+pub mod memory;
+pub mod memory_disk;
+pub mod pool;
+mod ring;
+pub mod upload;
+mod vectored;
+
+pub use drive::{DriveSpace, DriveStore};
+pub use fault::{FaultKind, StoreFault, fault_kind, is_device_error, is_full, is_gone};
+pub use identity::{DriveError, DriveState};
+pub use local_disk::LocalDisk;
+pub use memory::MemoryStore;
+pub use memory_disk::MemoryDisk;
+pub use pool::{MemberState, Pool, PoolError, PoolMember, Stranger, open_pool};
+pub use upload::BufferedUpload;

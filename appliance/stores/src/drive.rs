@@ -1,0 +1,624 @@
+//! One drive as an object store: a directory with an identity, in which every put is durable when it returns.
+//!
+//! ```text
+//! <root>/lamina-drive   who it is (locked while open)      <root>/objects/<key>    one file each
+//! <root>/lamina-pool    its pool's roster                  <root>/temporary/<n>    puts under way
+//! ```
+//!
+//! Order of a put: write `temporary/<n>`, `fdatasync` it, rename it to its key, `fsync` the key's directory and every parent not
+//! known to be durable. A crash leaves the old object or the new one, and at most a temporary file that the next open removes.
+//! There is no lock around puts: many at once share the file system's group commit.
+//!
+//! Everything goes through descriptors taken at open, and each operation first checks that the path still leads to that directory
+//! and that the identity is still in it. A drive that was removed, unmounted or swapped gives [`FaultKind::Gone`]; nothing is
+//! ever re-created behind its back. After a failed fsync nothing more is written (an fsync is never retried).
+//!
+//! Keys are paths: `a` and `a/b` cannot both be objects here (the distributor never needs it).
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::{Path as FsPath, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use lamina_formats::drive::{DriveIdentity, PoolId};
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectMeta, PutMode};
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
+
+use crate::fault::{FaultKind, StoreFault};
+use crate::identity::{self, DriveError, DriveState, IDENTITY, OBJECTS, TEMPORARY, io_error};
+use crate::vectored::{read_vec_at, write_all_at};
+
+pub(crate) const STORE: &str = "drive";
+
+/// Directories remembered as durable: a bound, not a limit; a forgotten one costs an extra fsync.
+const DURABLE_MAX: usize = 4096;
+
+/// A put and a delete may race for a directory: one makes it, the other removes it as empty.
+const PLACE_ATTEMPTS: usize = 64;
+
+/// One drive. Cheap to clone; the drive is given back when the last clone and the last operation are gone.
+#[derive(Clone)]
+pub struct DriveStore {
+    pub(crate) drive: Arc<Drive>,
+}
+
+impl DriveStore {
+    /// Looks at a directory without changing anything.
+    ///
+    /// # Errors
+    /// [`DriveError::Io`] when even looking fails.
+    pub fn inspect(path: &FsPath) -> Result<DriveState, DriveError> {
+        identity::inspect(path)
+    }
+
+    /// Makes a blank directory a drive, durably.
+    ///
+    /// # Errors
+    /// What it is instead of blank, or the system's error.
+    pub fn claim(path: &FsPath, identity: &DriveIdentity) -> Result<(), DriveError> {
+        identity::claim(path, identity)
+    }
+
+    /// Opens a drive of `pool`, takes it for this process, removes what puts that were cut short left.
+    ///
+    /// # Errors
+    /// [`DriveError`] says what it is instead.
+    pub fn open(path: &FsPath, pool: PoolId) -> Result<Self, DriveError> {
+        Drive::open(path, pool).map(|drive| Self { drive: Arc::new(drive) })
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn identity(&self) -> DriveIdentity {
+        self.drive.identity
+    }
+
+    /// Where it was opened.
+    #[must_use]
+    pub fn path(&self) -> &FsPath {
+        &self.drive.path
+    }
+
+    /// Bytes free and in all, as its file system says. Makes one system call.
+    ///
+    /// # Errors
+    /// The system's error, or [`FaultKind::Gone`].
+    pub fn space(&self) -> Result<DriveSpace, StoreFault> {
+        self.drive.alive("asking for free space")?;
+        let stat = rustix::fs::fstatvfs(&self.drive.objects).map_err(|e| StoreFault::new("asking for free space", e.into()))?;
+        Ok(DriveSpace { free: stat.f_bavail.saturating_mul(stat.f_frsize), total: stat.f_blocks.saturating_mul(stat.f_frsize) })
+    }
+}
+
+/// Space of a drive, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriveSpace {
+    /// What may still be written.
+    pub free: u64,
+    /// Its size.
+    pub total: u64,
+}
+
+impl fmt::Debug for DriveStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DriveStore").field("path", &self.drive.path).field("drive", &self.drive.identity.drive).finish()
+    }
+}
+
+impl fmt::Display for DriveStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "drive({})", self.drive.path.display())
+    }
+}
+
+/// Why an operation did not happen, before it becomes the trait's error.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    NotFound,
+    Exists,
+    Fault(StoreFault),
+    Store(object_store::Error),
+}
+
+impl From<StoreFault> for Refusal {
+    fn from(fault: StoreFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Refusal {
+    pub(crate) fn into_store_error(self, key: &Path) -> object_store::Error {
+        match self {
+            Self::NotFound => {
+                object_store::Error::NotFound { path: key.to_string(), source: Box::new(io::Error::from(Errno::NOENT)) }
+            }
+            Self::Exists => {
+                object_store::Error::AlreadyExists { path: key.to_string(), source: Box::new(io::Error::from(Errno::EXIST)) }
+            }
+            Self::Fault(fault) => fault.into_store_error(STORE),
+            Self::Store(error) => error,
+        }
+    }
+}
+
+fn fault(doing: &'static str) -> impl Fn(Errno) -> StoreFault {
+    move |errno| StoreFault::new(doing, errno.into())
+}
+
+/// An object opened for reading: what it is and which bytes were asked for.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) file: OwnedFd,
+    pub(crate) meta: ObjectMeta,
+    pub(crate) range: Range<u64>,
+}
+
+/// The blocking half: every method makes system calls and belongs on a blocking thread.
+#[derive(Debug)]
+pub(crate) struct Drive {
+    path: PathBuf,
+    identity: DriveIdentity,
+    root: OwnedFd,
+    root_place: (u64, u64),
+    identity_place: (u64, u64),
+    objects: OwnedFd,
+    temporary: OwnedFd,
+    /// Holds the lock.
+    _lock: File,
+    /// An fsync failed: nothing more is written.
+    failed: AtomicBool,
+    next_temporary: AtomicU64,
+    durable: Mutex<Durable>,
+}
+
+/// Directories below `objects/` whose names, and whose parents' names, are durable.
+///
+/// One is taken out before it is removed, and none is put in while directories are being removed or after one was since the put
+/// began: a name found here has not been replaced by a younger directory whose maker has not synced it yet.
+#[derive(Debug, Default)]
+struct Durable {
+    names: HashSet<String>,
+    /// Deletes that are removing directories now.
+    removing: u32,
+    /// Deletes that ever did.
+    removals: u64,
+}
+
+fn place_of(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}
+
+impl Drive {
+    fn open(path: &FsPath, pool: PoolId) -> Result<Self, DriveError> {
+        let identity = match identity::inspect(path)? {
+            DriveState::Ours { identity } => identity,
+            DriveState::Missing => return Err(DriveError::Missing),
+            DriveState::Blank => return Err(DriveError::Blank),
+            DriveState::Foreign => return Err(DriveError::Foreign),
+            DriveState::Damaged { cause } => return Err(DriveError::Damaged { cause }),
+        };
+        if identity.pool != pool {
+            return Err(DriveError::OtherPool { found: identity.pool, expected: pool });
+        }
+        let root = identity::open_directory(path).map_err(io_error("opening the drive's directory"))?;
+        let lock = identity::lock(&root)?;
+        // Looked at by path before, locked by descriptor now: the same drive?
+        match identity::read_small(&root, IDENTITY)?.map(|bytes| DriveIdentity::decode(&bytes)) {
+            Some(Ok(again)) if again == identity => {}
+            _ => return Err(DriveError::Missing),
+        }
+        identity::make_directories(&root)?;
+        let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open_in = |name| rustix::fs::openat(&root, name, directory, Mode::empty()).map_err(io_error("opening the drive"));
+        let objects = open_in(OBJECTS)?;
+        let temporary = open_in(TEMPORARY)?;
+        remove_leftovers(&temporary)?;
+        let root_place = place_of(&rustix::fs::fstat(&root).map_err(io_error("looking at the drive"))?);
+        let identity_place = place_of(&rustix::fs::fstat(&lock).map_err(io_error("looking at the drive"))?);
+        Ok(Self {
+            path: path.to_owned(),
+            identity,
+            root,
+            root_place,
+            identity_place,
+            objects,
+            temporary,
+            _lock: lock,
+            failed: AtomicBool::new(false),
+            next_temporary: AtomicU64::new(1),
+            durable: Mutex::default(),
+        })
+    }
+
+    /// The path still leads to the directory that was opened, and the identity is still in it: about 2 µs.
+    pub(crate) fn alive(&self, doing: &'static str) -> Result<(), StoreFault> {
+        let gone = |errno: Errno| match StoreFault::new(doing, errno.into()) {
+            fault if fault.kind() == FaultKind::Device => fault,
+            fault => StoreFault::of_kind(FaultKind::Gone, doing, io::Error::new(io::ErrorKind::NotConnected, fault)),
+        };
+        let at_path = rustix::fs::stat(&self.path).map_err(gone)?;
+        let identity = rustix::fs::statat(&self.root, IDENTITY, AtFlags::SYMLINK_NOFOLLOW).map_err(gone)?;
+        if place_of(&at_path) == self.root_place && place_of(&identity) == self.identity_place {
+            Ok(())
+        } else {
+            Err(gone(Errno::NOENT))
+        }
+    }
+
+    fn writable(&self, doing: &'static str) -> Result<(), StoreFault> {
+        self.alive(doing)?;
+        if self.failed.load(Ordering::Acquire) {
+            let cause = io::Error::other("an earlier sync failed: the drive is not written to any more");
+            return Err(StoreFault::of_kind(FaultKind::Device, doing, cause));
+        }
+        Ok(())
+    }
+
+    /// A failed sync fails the drive, unless it only lacks space: then nothing that matters was lost, for the put fails.
+    fn synced(&self, doing: &'static str, result: Result<(), Errno>) -> Result<(), StoreFault> {
+        result.map_err(|errno| {
+            let found = StoreFault::new(doing, errno.into());
+            if found.kind() == FaultKind::Full {
+                return found;
+            }
+            self.failed.store(true, Ordering::Release);
+            tracing::error!(drive = %self.identity.drive, path = %self.path.display(), %errno, "sync failed: the drive is set to failed");
+            StoreFault::of_kind(FaultKind::Device, doing, errno.into())
+        })
+    }
+
+    pub(crate) fn put(&self, key: &Path, chunks: &[Bytes], mode: &PutMode) -> Result<String, Refusal> {
+        const DOING: &str = "writing an object";
+        self.writable(DOING)?;
+        let (name, file) = self.temporary(DOING)?;
+        let written = (|| {
+            let slices: Vec<IoSlice<'_>> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
+            write_all_at(&file, 0, &slices).map_err(|cause| StoreFault::new(DOING, cause))?;
+            self.synced("syncing an object", rustix::fs::fdatasync(&file))?;
+            let tag = e_tag(&rustix::fs::fstat(&file).map_err(fault(DOING))?);
+            let removals = self.durable.lock().removals;
+            self.place(&name, key, matches!(mode, PutMode::Create))?;
+            self.sync_name(key, removals)?;
+            Ok(tag)
+        })();
+        if written.is_err() {
+            self.drop_temporary(&name);
+        }
+        written
+    }
+
+    pub(crate) fn copy(&self, from: &Path, to: &Path, create: bool) -> Result<(), Refusal> {
+        const DOING: &str = "copying an object";
+        self.writable(DOING)?;
+        // Objects are immutable files: a second name is a copy.
+        let name = self.temporary_name();
+        rustix::fs::linkat(&self.objects, from.as_ref(), &self.temporary, name.as_str(), AtFlags::empty()).map_err(|errno| {
+            match errno {
+                Errno::NOENT | Errno::NOTDIR | Errno::PERM => Refusal::NotFound,
+                errno => Refusal::Fault(StoreFault::new(DOING, errno.into())),
+            }
+        })?;
+        let removals = self.durable.lock().removals;
+        let done = self.place(&name, to, create).and_then(|()| Ok(self.sync_name(to, removals)?));
+        // Renaming one name of a file over another of the same file does nothing: the aside name stays.
+        self.drop_temporary(&name);
+        done
+    }
+
+    fn temporary_name(&self) -> String {
+        format!("{:016x}", self.next_temporary.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn temporary(&self, doing: &'static str) -> Result<(String, OwnedFd), StoreFault> {
+        let name = self.temporary_name();
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat(&self.temporary, name.as_str(), flags, Mode::from_raw_mode(0o640)).map_err(|errno| match errno {
+                // `temporary/` itself was removed under us.
+                Errno::NOENT => StoreFault::of_kind(FaultKind::Gone, doing, errno.into()),
+                errno => StoreFault::new(doing, errno.into()),
+            })?;
+        Ok((name, file))
+    }
+
+    fn drop_temporary(&self, name: &str) {
+        match rustix::fs::unlinkat(&self.temporary, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => tracing::warn!(%errno, name, "a temporary file stays until the drive is opened again"),
+        }
+    }
+
+    /// Renames a temporary file to its key, making directories on the way.
+    fn place(&self, name: &str, key: &Path, create: bool) -> Result<(), Refusal> {
+        const DOING: &str = "naming an object";
+        for _ in 0..PLACE_ATTEMPTS {
+            self.make_parents(key)?;
+            let renamed = if create {
+                self.rename_if_absent(name, key)
+            } else {
+                rustix::fs::renameat(&self.temporary, name, &self.objects, key.as_ref())
+            };
+            match renamed {
+                Ok(()) => return Ok(()),
+                Err(Errno::EXIST) if create => return Err(Refusal::Exists),
+                // A delete removed the empty directory between the two calls, or the drive went.
+                Err(Errno::NOENT) => self.alive(DOING)?,
+                Err(errno) => return Err(StoreFault::new(DOING, errno.into()).into()),
+            }
+        }
+        Err(StoreFault::new(DOING, io::ErrorKind::ResourceBusy.into()).into())
+    }
+
+    fn rename_if_absent(&self, name: &str, key: &Path) -> Result<(), Errno> {
+        match rustix::fs::renameat_with(&self.temporary, name, &self.objects, key.as_ref(), RenameFlags::NOREPLACE) {
+            // File systems without it: a link never replaces either.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                rustix::fs::linkat(&self.temporary, name, &self.objects, key.as_ref(), AtFlags::empty())?;
+                self.drop_temporary(name);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn make_parents(&self, key: &Path) -> Result<(), StoreFault> {
+        const DOING: &str = "making a directory";
+        for directory in parents(key.as_ref()) {
+            match rustix::fs::mkdirat(&self.objects, directory, Mode::from_raw_mode(0o750)) {
+                Ok(()) => {
+                    self.durable.lock().names.remove(directory);
+                }
+                Err(Errno::EXIST) => {}
+                // A parent was removed as empty: the rename fails and makes another round; or `objects/` went.
+                Err(Errno::NOENT) => return self.alive(DOING),
+                Err(errno) => return Err(StoreFault::new(DOING, errno.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the name durable: its directory, and each directory above that is not known to be.
+    ///
+    /// Runs after the rename, so that whatever directory the name is in now is the one that is synced. `removals` was read before.
+    fn sync_name(&self, key: &Path, removals: u64) -> Result<(), StoreFault> {
+        let chain: Vec<&str> = parents(key.as_ref()).collect();
+        self.sync_directory(chain.last().copied())?;
+        let mut fresh = Vec::new();
+        for (depth, directory) in chain.iter().enumerate().rev() {
+            if self.durable.lock().names.contains(*directory) {
+                break;
+            }
+            self.sync_directory(depth.checked_sub(1).and_then(|above| chain.get(above).copied()))?;
+            fresh.push((*directory).to_owned());
+        }
+        let mut durable = self.durable.lock();
+        if durable.removing == 0 && durable.removals == removals {
+            if durable.names.len() + fresh.len() > DURABLE_MAX {
+                durable.names.clear();
+            }
+            durable.names.extend(fresh);
+        }
+        Ok(())
+    }
+
+    fn sync_directory(&self, directory: Option<&str>) -> Result<(), StoreFault> {
+        const DOING: &str = "syncing a directory";
+        let Some(directory) = directory else {
+            return self.synced(DOING, rustix::fs::fsync(&self.objects));
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.objects, directory, flags, Mode::empty()) {
+            Ok(fd) => self.synced(DOING, rustix::fs::fsync(&fd)),
+            // A delete that came after us took the object and its directory: there is nothing left to make durable.
+            Err(Errno::NOENT) => self.alive(DOING),
+            Err(errno) => Err(StoreFault::new(DOING, errno.into())),
+        }
+    }
+
+    pub(crate) fn open_object(&self, key: &Path, options: &GetOptions) -> Result<Opened, Refusal> {
+        const DOING: &str = "opening an object";
+        self.alive(DOING)?;
+        if options.version.is_some() {
+            let source = "a drive keeps no versions".into();
+            return Err(Refusal::Store(object_store::Error::NotSupported { source }));
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        let file = rustix::fs::openat(&self.objects, key.as_ref(), flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => Refusal::NotFound,
+            errno => Refusal::Fault(StoreFault::new(DOING, errno.into())),
+        })?;
+        let stat = rustix::fs::fstat(&file).map_err(fault(DOING))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Refusal::NotFound);
+        }
+        let meta = object_meta(key.clone(), &stat);
+        options.check_preconditions(&meta).map_err(Refusal::Store)?;
+        let range = match &options.range {
+            Some(range) => resolve(range, meta.size)?,
+            None => 0..meta.size,
+        };
+        Ok(Opened { file, meta, range })
+    }
+
+    pub(crate) fn get_ranges(&self, key: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, Refusal> {
+        let opened = self.open_object(key, &GetOptions::default())?;
+        let read =
+            |range: &Range<u64>| Ok(read_bytes(&opened.file, &resolve(&GetRange::Bounded(range.clone()), opened.meta.size)?)?);
+        ranges.iter().map(read).collect()
+    }
+
+    /// Removes an object durably, and the directories that are empty then. A missing object is fine.
+    pub(crate) fn delete(&self, key: &Path) -> Result<(), StoreFault> {
+        const DOING: &str = "removing an object";
+        self.writable(DOING)?;
+        match rustix::fs::unlinkat(&self.objects, key.as_ref(), AtFlags::empty()) {
+            Ok(()) => {}
+            // A directory is no object. That a file is missing must be durable too: an earlier delete may have been cut short.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG) => {}
+            Err(errno) => return Err(StoreFault::new(DOING, errno.into())),
+        }
+        let chain: Vec<&str> = parents(key.as_ref()).collect();
+        {
+            let mut durable = self.durable.lock();
+            durable.removing += 1;
+            durable.removals += 1;
+        }
+        let changed = self.remove_empty(&chain);
+        self.durable.lock().removing -= 1;
+        self.sync_directory(changed?)
+    }
+
+    /// Removes the directories of `chain` from the bottom up while they are empty; says which directory changed last.
+    fn remove_empty<'a>(&self, chain: &[&'a str]) -> Result<Option<&'a str>, StoreFault> {
+        for directory in chain.iter().rev() {
+            self.durable.lock().names.remove(*directory);
+            match rustix::fs::unlinkat(&self.objects, *directory, AtFlags::REMOVEDIR) {
+                Ok(()) => {}
+                // It was never there, or another delete was quicker: the name's absence is in the directory above.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {}
+                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => return Ok(Some(directory)),
+                Err(errno) => return Err(StoreFault::new("removing an empty directory", errno.into())),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Calls `found` for each object below `prefix`, in no order, until it answers false.
+    pub(crate) fn walk(&self, prefix: Option<&Path>, found: &mut dyn FnMut(ObjectMeta) -> bool) -> Result<(), StoreFault> {
+        self.alive("listing objects")?;
+        let mut pending = vec![prefix.cloned().unwrap_or_default()];
+        while let Some(directory) = pending.pop() {
+            for entry in self.entries(&directory)? {
+                match entry {
+                    Entry::Directory(path) => pending.push(path),
+                    Entry::Object(meta) => {
+                        if !found(meta) {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Objects and directories straight below `prefix`.
+    pub(crate) fn children(&self, prefix: Option<&Path>) -> Result<(Vec<Path>, Vec<ObjectMeta>), StoreFault> {
+        self.alive("listing objects")?;
+        let (mut directories, mut objects) = (Vec::new(), Vec::new());
+        for entry in self.entries(&prefix.cloned().unwrap_or_default())? {
+            match entry {
+                Entry::Directory(path) => directories.push(path),
+                Entry::Object(meta) => objects.push(meta),
+            }
+        }
+        Ok((directories, objects))
+    }
+
+    fn entries(&self, directory: &Path) -> Result<Vec<Entry>, StoreFault> {
+        const DOING: &str = "listing objects";
+        let name = if directory.as_ref().is_empty() { "." } else { directory.as_ref() };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&self.objects, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {
+                self.alive(DOING)?;
+                return Ok(Vec::new());
+            }
+            Err(errno) => return Err(StoreFault::new(DOING, errno.into())),
+        };
+        let mut entries = Vec::new();
+        for entry in Dir::read_from(&fd).map_err(fault(DOING))? {
+            let entry = entry.map_err(fault(DOING))?;
+            if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                continue;
+            }
+            // A name that is no key was not put by us.
+            let Some(path) = entry.file_name().to_str().ok().and_then(|name| child(directory, name)) else { continue };
+            if entry.file_type() == FileType::Directory {
+                entries.push(Entry::Directory(path));
+                continue;
+            }
+            let stat = match rustix::fs::statat(&fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(StoreFault::new(DOING, errno.into())),
+            };
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => entries.push(Entry::Object(object_meta(path, &stat))),
+                FileType::Directory => entries.push(Entry::Directory(path)),
+                _ => {}
+            }
+        }
+        Ok(entries)
+    }
+}
+
+enum Entry {
+    Directory(Path),
+    Object(ObjectMeta),
+}
+
+fn child(directory: &Path, name: &str) -> Option<Path> {
+    if directory.as_ref().is_empty() { Path::parse(name).ok() } else { Path::parse(format!("{directory}/{name}")).ok() }
+}
+
+/// The directories above a key, from the top: `a`, `a/b` for `a/b/c`.
+fn parents(key: &str) -> impl Iterator<Item = &str> {
+    key.match_indices('/').filter_map(|(at, _)| key.get(..at))
+}
+
+fn resolve(range: &GetRange, size: u64) -> Result<Range<u64>, Refusal> {
+    range.as_range(size).map_err(|source| Refusal::Store(object_store::Error::Generic { store: STORE, source: Box::new(source) }))
+}
+
+/// Reads part of an opened object.
+pub(crate) fn read_bytes(file: &OwnedFd, range: &Range<u64>) -> Result<Bytes, StoreFault> {
+    const DOING: &str = "reading an object";
+    let len = usize::try_from(range.end.saturating_sub(range.start))
+        .map_err(|_| StoreFault::new(DOING, io::ErrorKind::OutOfMemory.into()))?;
+    read_vec_at(file, range.start, len).map(Bytes::from).map_err(|cause| StoreFault::new(DOING, cause))
+}
+
+fn object_meta(location: Path, stat: &Stat) -> ObjectMeta {
+    let seconds = stat.st_mtime;
+    let nanos = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+    let last_modified: DateTime<Utc> = DateTime::from_timestamp(seconds, nanos).unwrap_or_default();
+    // A regular file's size is never negative.
+    ObjectMeta { location, last_modified, size: stat.st_size as u64, e_tag: Some(e_tag(stat)), version: None }
+}
+
+/// Changes whenever the object does: a put makes a new file.
+fn e_tag(stat: &Stat) -> String {
+    format!("{:x}-{:x}.{:x}-{:x}", stat.st_ino, stat.st_mtime, stat.st_mtime_nsec, stat.st_size)
+}
+
+fn remove_leftovers(temporary: &OwnedFd) -> Result<(), DriveError> {
+    const DOING: &str = "removing what unfinished puts left";
+    let mut removed = 0_u64;
+    for entry in Dir::read_from(temporary).map_err(io_error(DOING))? {
+        let entry = entry.map_err(io_error(DOING))?;
+        if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            continue;
+        }
+        match rustix::fs::unlinkat(temporary, entry.file_name(), AtFlags::empty()) {
+            Ok(()) => removed += 1,
+            Err(Errno::NOENT | Errno::ISDIR) => {}
+            Err(errno) => return Err(io_error(DOING)(errno)),
+        }
+    }
+    if removed > 0 {
+        tracing::info!(removed, "removed what unfinished puts left");
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! [`DriveStore`] as an `ObjectStore`: each operation is one task on the blocking pool.
+//!
+//! A caller that goes away does not stop an operation that has begun: it runs to its end on its blocking thread.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
+use object_store::path::Path;
+use object_store::{
+    CopyMode, CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use crate::drive::{Drive, DriveStore, Opened, Refusal, STORE, read_bytes};
+use crate::fault::StoreFault;
+use crate::upload::BufferedUpload;
+
+/// A read of more than this comes in pieces, so that memory does not grow with the object.
+const WINDOW: u64 = 16 << 20;
+
+/// Objects listed ahead of the reader.
+const LIST_AHEAD: usize = 512;
+
+async fn blocking<T: Send + 'static>(
+    drive: &Arc<Drive>,
+    key: &Path,
+    operation: impl FnOnce(&Drive) -> Result<T, Refusal> + Send + 'static,
+) -> Result<T> {
+    let drive = Arc::clone(drive);
+    match spawn_blocking(move || operation(&drive)).await {
+        Ok(done) => done.map_err(|refusal| refusal.into_store_error(key)),
+        Err(join) => Err(object_store::Error::Generic { store: STORE, source: Box::new(join) }),
+    }
+}
+
+fn joined(error: StoreFault) -> object_store::Error {
+    error.into_store_error(STORE)
+}
+
+#[async_trait]
+impl ObjectStore for DriveStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        if matches!(opts.mode, PutMode::Update(_)) {
+            return Err(object_store::Error::NotImplemented {
+                operation: "put if unchanged".into(),
+                implementer: self.to_string(),
+            });
+        }
+        let key = location.clone();
+        let e_tag = blocking(&self.drive, location, move |drive| drive.put(&key, payload.as_ref(), &opts.mode)).await?;
+        Ok(PutResult { e_tag: Some(e_tag), version: None, extensions: Default::default() })
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        Ok(Box::new(BufferedUpload::new(Arc::new(self.clone()), location.clone(), opts)))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let key = location.clone();
+        let head = options.head;
+        let (opened, first) = blocking(&self.drive, location, move |drive| {
+            let opened = drive.open_object(&key, &options)?;
+            let first = if head { Bytes::new() } else { read_bytes(&opened.file, &window(&opened.range))? };
+            Ok((opened, first))
+        })
+        .await?;
+        let (meta, range) = (opened.meta.clone(), opened.range.clone());
+        let payload = GetResultPayload::Stream(if head { stream::empty().boxed() } else { pieces(opened, first) });
+        Ok(GetResult { payload, meta, range, attributes: Default::default(), extensions: Default::default() })
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let (key, ranges) = (location.clone(), ranges.to_vec());
+        blocking(&self.drive, location, move |drive| drive.get_ranges(&key, &ranges)).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let drive = Arc::clone(&self.drive);
+        locations
+            .map(move |location| {
+                let drive = Arc::clone(&drive);
+                async move {
+                    let location = location?;
+                    let key = location.clone();
+                    blocking(&drive, &location, move |drive| Ok(drive.delete(&key)?)).await?;
+                    Ok(location)
+                }
+            })
+            // Enough to share the file system's commits.
+            .buffered(16)
+            .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let (drive, prefix) = (Arc::clone(&self.drive), prefix.cloned());
+        let (send, receive) = mpsc::channel(LIST_AHEAD);
+        // Begins when it is polled: `list` itself may be called outside a runtime.
+        stream::once(async move {
+            spawn_blocking(move || {
+                // A reader that went away ends the walk.
+                let walked = drive.walk(prefix.as_ref(), &mut |meta| send.blocking_send(Ok(meta)).is_ok());
+                if let Err(error) = walked {
+                    let _ = send.blocking_send(Err(joined(error)));
+                }
+            });
+            stream::unfold(receive, |mut receive| async move { receive.recv().await.map(|item| (item, receive)) })
+        })
+        .flatten()
+        .boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let (root, prefix) = (Path::default(), prefix.cloned());
+        let (common_prefixes, objects) = blocking(&self.drive, &root, move |drive| Ok(drive.children(prefix.as_ref())?)).await?;
+        Ok(ListResult { common_prefixes, objects, extensions: Default::default() })
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        let (source, target, create) = (from.clone(), to.clone(), options.mode == CopyMode::Create);
+        let named = if create { to } else { from };
+        blocking(&self.drive, named, move |drive| drive.copy(&source, &target, create)).await
+    }
+}
+
+fn window(range: &Range<u64>) -> Range<u64> {
+    range.start..range.end.min(range.start.saturating_add(WINDOW))
+}
+
+/// The first window is read already; the others are read as they are asked for.
+fn pieces(opened: Opened, first: Bytes) -> BoxStream<'static, Result<Bytes>> {
+    let rest = window(&opened.range).end..opened.range.end;
+    let file = Arc::new(opened.file);
+    let later = stream::try_unfold((file, rest), |(file, rest)| async move {
+        if rest.start >= rest.end {
+            return Ok(None);
+        }
+        let (next, reader) = (window(&rest), Arc::clone(&file));
+        let rest = next.end..rest.end;
+        match spawn_blocking(move || read_bytes(&reader, &next)).await {
+            Ok(read) => Ok(Some((read.map_err(joined)?, (file, rest)))),
+            Err(join) => Err(object_store::Error::Generic { store: STORE, source: Box::new(join) }),
+        }
+    });
+    stream::once(async move { Ok(first) }).chain(later).boxed()
+}
