@@ -1,1 +1,32 @@
-//! Filled by the next commits.
+//! A vhost-user-blk server for any [`lamina_contract::BlockDevice`]: virtqueues in front, batches of requests behind.
+//!
+//! It knows no volumes. One [`Server`] is one socket with one device; a daemon makes one per volume. Guests and VMMs are
+//! hostile: nothing they send may kill, hang or bloat the process, or disturb another server in it.
+//!
+//! Read in this order: `server` (accepts), `connection` (messages), `frontend` (what messages do to rings), `worker` (takes
+//! chains, makes batches), `chain` and `request` (what a chain asks for), `transfer` and `completion` (the way back), `ring` and
+//! `memory` (what lies in guest memory), `sigbus` (guest memory that goes away).
+
+mod chain;
+mod completion;
+mod config;
+mod connection;
+mod counters;
+mod frontend;
+mod memory;
+mod options;
+mod ram;
+mod request;
+mod ring;
+mod server;
+mod sigbus;
+mod socket;
+mod stopping;
+mod transfer;
+mod worker;
+
+pub use counters::{CounterSnapshot, LATENCY_BUCKETS, LatencyHistogram, OpCounters, OpKind};
+pub use options::{ServerError, ServerOptions};
+pub use ram::{NullDisk, RamDisk};
+pub use request::{MAX_DATA_BYTES, MAX_RANGE_SECTORS};
+pub use server::{Drained, Server};

@@ -1,0 +1,119 @@
+//! One front end's connection: receives messages, one after the other, until it ends, then shuts its rings down.
+//!
+//! The `vhost` crate reads a message with blocking calls, so nothing is handed to it before a whole header is there; a front end
+//! that sends half a header or half a body is cut off after [`MESSAGE_TIMEOUT`]. Any error ends the connection: a front end
+//! that is refused something gets its negative reply, if it asked for replies, and the end of the stream.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lamina_contract::BlockDevice;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use crate::counters::Counters;
+use crate::frontend::Frontend;
+use crate::options::ServerOptions;
+use crate::stopping::Stopping;
+use crate::worker::{Alarm, Disk};
+
+/// How long a front end may take from the first byte of a message to its last.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pace of looking for the rest of a header.
+const HEADER_TICK: Duration = Duration::from_millis(5);
+const HEADER_BYTES: usize = 12;
+
+/// Closes the stream under the connection's thread.
+struct CloseStream(UnixStream);
+
+impl Alarm for CloseStream {
+    fn fail(&self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+/// What came of waiting for a message.
+enum Awaited {
+    Message,
+    HungUp,
+    Stop,
+    TooSlow,
+}
+
+/// Serves `stream` until either side ends it. Answers how many requests were left unanswered.
+pub(crate) fn serve(
+    name: &str,
+    stream: UnixStream,
+    device: Arc<dyn BlockDevice>,
+    options: Arc<ServerOptions>,
+    counters: Arc<Counters>,
+    stopping: Arc<Stopping>,
+) -> io::Result<u32> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(MESSAGE_TIMEOUT))?;
+    stream.set_write_timeout(Some(MESSAGE_TIMEOUT))?;
+    let alarm = Arc::new(CloseStream(stream.try_clone()?));
+    let control = stream.try_clone()?;
+    let disk = Disk::new(device);
+    let frontend = Frontend::new(name.to_owned(), control.try_clone()?, disk, alarm, options, counters.clone(), stopping.clone());
+    let frontend = Arc::new(Mutex::new(frontend));
+    let mut handler = BackendReqHandler::from_stream(stream, frontend.clone());
+    let messages = catch_unwind(AssertUnwindSafe(|| receive(&mut handler, &control, &stopping)));
+    if let Err(error) = messages.unwrap_or(Err(Error::BackendInternalError)) {
+        let hung_up = matches!(error, Error::Disconnected | Error::SocketBroken(_));
+        if !hung_up {
+            counters.protocol_errors.fetch_add(1, Ordering::Relaxed);
+            if counters.may_complain() {
+                tracing::warn!(socket = name, %error, "front end cut off");
+            }
+        }
+    }
+    let left = frontend.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
+    let _ = control.shutdown(Shutdown::Both);
+    Ok(left)
+}
+
+fn receive(handler: &mut BackendReqHandler<Mutex<Frontend>>, stream: &UnixStream, stopping: &Stopping) -> Result<(), Error> {
+    loop {
+        match await_header(stream, stopping).map_err(|error| Error::SocketBroken(error.into()))? {
+            Awaited::Message => handler.handle_request()?,
+            Awaited::HungUp | Awaited::Stop => return Ok(()),
+            Awaited::TooSlow => return Err(Error::PartialMessage),
+        }
+    }
+}
+
+/// Waits until a whole header can be read without blocking.
+fn await_header(stream: &UnixStream, stopping: &Stopping) -> Result<Awaited, Errno> {
+    let mut begun: Option<Instant> = None;
+    loop {
+        let mut fds = [PollFd::new(stream, PollFlags::IN), PollFd::new(stopping, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            other => other?,
+        };
+        if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
+            return Ok(Awaited::Stop);
+        }
+        let mut header = [0u8; HEADER_BYTES];
+        match recv(stream, &mut header, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return Ok(if begun.is_some() { Awaited::TooSlow } else { Awaited::HungUp }),
+            Ok((HEADER_BYTES, _)) => return Ok(Awaited::Message),
+            Ok(_) => {
+                if begun.get_or_insert_with(Instant::now).elapsed() >= MESSAGE_TIMEOUT {
+                    return Ok(Awaited::TooSlow);
+                }
+                std::thread::sleep(HEADER_TICK);
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
