@@ -45,6 +45,8 @@ pub struct GuestOptions {
     pub disks: Vec<GuestDisk>,
     /// Whether `reboot` in the guest restarts it in the same QEMU (else it ends QEMU).
     pub reboots: bool,
+    /// Extra words for the kernel's command line, where the script finds them (`/proc/cmdline`).
+    pub words: String,
     /// Extra arguments for QEMU.
     pub extra: Vec<String>,
     /// Limits.
@@ -56,7 +58,7 @@ impl GuestOptions {
     #[must_use]
     pub fn with_disk(socket: &Path) -> Self {
         let disk = GuestDisk { socket: socket.to_owned(), queues: 2 };
-        Self { disks: vec![disk], reboots: false, extra: Vec::new(), timeouts: BootTimeouts::default() }
+        Self { disks: vec![disk], reboots: false, words: String::new(), extra: Vec::new(), timeouts: BootTimeouts::default() }
     }
 }
 
@@ -112,7 +114,7 @@ impl GuestImage {
             command.arg("-device").arg(format!("vhost-user-blk-pci,chardev=c{index},num-queues={queues},disable-legacy=on"));
         }
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(self.place.path().join("initrd"));
-        command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]);
+        command.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 mitigations=off {}", options.words));
         if !options.reboots {
             command.arg("-no-reboot");
         }
@@ -190,8 +192,21 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::wait_result`].
-    pub fn wait_done(mut self) -> Result<GuestReport, HarnessError> {
-        self.wait_line("the end of the script", |line| line.contains("LAMINA-DONE").then_some(()))?;
+    pub fn wait_done(self) -> Result<GuestReport, HarnessError> {
+        self.narrate(|_| ())
+    }
+
+    /// Like [`Guest::wait_done`], and hands on what the script `say`s as it comes.
+    ///
+    /// # Errors
+    /// As [`Guest::wait_result`].
+    pub fn narrate(mut self, mut tell: impl FnMut(&str)) -> Result<GuestReport, HarnessError> {
+        self.wait_line("the end of the script", |line| {
+            if let Some((_, said)) = line.split_once("LAMINA-SAY ") {
+                tell(said);
+            }
+            line.contains("LAMINA-DONE").then_some(())
+        })?;
         self.process.wait(Duration::from_secs(60))?;
         Ok(GuestReport { results: self.results() })
     }

@@ -18,7 +18,8 @@ const MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
 const PROGRAMS: [&str; 5] = ["mke2fs", "e2fsck", "sfdisk", "blkdiscard", "fallocate"];
 const SEARCHED: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// What runs before and after the script. `report KEY VALUE` is how a script answers.
+/// What runs before and after the script. `report KEY VALUE` is how a script answers, `say` is for
+/// people.
 const INIT: &str = r#"#!/bin/sh
 /bin/busybox --install -s /bin
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -35,6 +36,7 @@ e2fsck() { /usr/sbin/e2fsck "$@"; }
 sfdisk() { /usr/sbin/sfdisk "$@"; }
 blkdiscard() { /usr/sbin/blkdiscard "$@"; }
 fallocate() { /usr/sbin/fallocate "$@"; }
+say() { echo "LAMINA-SAY $*"; }
 report() { echo "LAMINA-RESULT $1=$2"; }
 fail() { echo "LAMINA-ERROR $*"; sync; poweroff -f; sleep 60; }
 wait_for_disk() {

@@ -30,7 +30,7 @@ pub use histogram::Histogram;
 pub use initramfs::Initramfs;
 pub use loopfs::LoopFs;
 pub use metrics::Metrics;
-pub use oracle::{Crash, OpId, Oracle, Verdict, Violation};
+pub use oracle::{Crash, Moment, OpId, Oracle, Verdict, Violation};
 pub use place::{Place, binary, test_root};
 pub use process::{Process, Sign};
 pub use procfs::{ProcessUse, process_use};

@@ -32,11 +32,13 @@ pub struct WriterMix {
     pub template: u32,
     /// Of the writes: those that begin or end inside a block.
     pub unaligned: u32,
+    /// Rest after each round of answers, for a writer that is slower than the disk.
+    pub rest: Duration,
 }
 
 impl Default for WriterMix {
     fn default() -> Self {
-        Self { depth: 16, flush: 4, read: 8, zero: 6, template: 12, unaligned: 20 }
+        Self { depth: 16, flush: 4, read: 8, zero: 6, template: 12, unaligned: 20, rest: Duration::ZERO }
     }
 }
 
@@ -67,6 +69,8 @@ pub struct StampedWriter {
     /// I/O errors that the disk answered.
     errors: u64,
     violations: Vec<Violation>,
+    /// Moments of the oracle by time, every 20 ms while running.
+    marks: Vec<(Instant, Moment)>,
 }
 
 impl StampedWriter {
@@ -74,7 +78,21 @@ impl StampedWriter {
     #[must_use]
     pub fn new(volume: u64, sectors: SectorCount, mix: WriterMix, seed: u64) -> Self {
         let random = StdRng::seed_from_u64(seed);
-        Self { oracle: Oracle::new(volume, sectors), random, mix, acknowledged: 0, errors: 0, violations: Vec::new() }
+        Self {
+            oracle: Oracle::new(volume, sectors),
+            random,
+            mix,
+            acknowledged: 0,
+            errors: 0,
+            violations: Vec::new(),
+            marks: Vec::new(),
+        }
+    }
+
+    /// The last noted moment that is not after `time`: everything acknowledged before it was acknowledged before `time`.
+    #[must_use]
+    pub fn moment_at(&self, time: Instant) -> Moment {
+        self.marks.iter().rev().find(|(at, _)| *at <= time).map_or(Moment(0), |(_, moment)| *moment)
     }
 
     /// Changes acknowledged over its whole life.
@@ -125,6 +143,10 @@ impl StampedWriter {
         let mut heard = Instant::now();
         loop {
             let told = stop.load(Ordering::SeqCst);
+            if self.marks.last().is_none_or(|(at, _)| at.elapsed() > Duration::from_millis(20)) {
+                let mark = (Instant::now(), self.oracle.moment());
+                self.marks.push(mark);
+            }
             while !told && let Some(slot) = queue.acquire() {
                 let (action, what) = self.next(queue, slot);
                 flying[usize::from(slot.0)] = Some(what);
@@ -150,6 +172,9 @@ impl StampedWriter {
                 let what = flying[usize::from(one.slot.0)].take();
                 self.finished(queue, one.slot, what, one.outcome.is_ok());
                 queue.release(one.slot);
+            }
+            if !self.mix.rest.is_zero() {
+                std::thread::sleep(self.mix.rest);
             }
         }
     }
@@ -230,6 +255,7 @@ impl StampedWriter {
         let mut image = vec![0; self.oracle.sectors().bytes() as usize];
         read_all(client.queue(), &mut image, patience)?;
         let mut verdict = self.oracle.check(crash, &image);
+        self.marks.clear();
         verdict.violations.append(&mut self.violations);
         Ok(verdict)
     }

@@ -1,1 +1,10 @@
-//! Filled by the next commits.
+//! What the journeys and the demo share: a daemon in a directory of its own, questions about its state, and storms of stamped
+//! writers. Everything here stands on what users can see: flags, JSON, metrics, sockets.
+
+mod bed;
+mod scripts;
+mod storm;
+
+pub use bed::{Bed, counter, degradations, drain, is_degraded, wait_attached};
+pub use scripts::{COUNT_FLUSHES, FILES, LIVE_THROUGH};
+pub use storm::{Storm, StormReport, cycles_from_environment};
