@@ -1,0 +1,392 @@
+//! The store side of a volume: sealed containers go out, then their TLog, then a manifest; then the journal is freed.
+//!
+//! ```text
+//! seal in order → put SCOs, several at once → put TLog → put manifest g+1 → Coordination decides g+1 → layers move, journal freed
+//! ```
+//! Invariant 5 (Order) is this file: each arrow waits for what stands before it. A crash between two arrows leaves objects that
+//! nothing names (the next owner writes under its own epoch) and entries that are still in the journal.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lamina_contract::{CoordinationError, Epoch, Fingerprint, Generation, ScoNumber, TlogNumber};
+use lamina_formats::manifest::{Manifest, Term};
+use lamina_formats::tlog::{self, TlogEntry, TlogIdentity, TlogOp};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use parking_lot::RwLock;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
+
+use crate::error::EngineError;
+use crate::failpoint;
+use crate::inflight::{EntryOp, Inflight};
+use crate::mutant::{self, Mutant};
+use crate::namespace::{epoch_of, Namespace};
+use crate::volume::Volume;
+
+/// Containers of one volume on their way at once.
+const UPLOADS: usize = 8;
+/// Manifests that stay behind the current one, for a reader that came late and for recovery without Coordination.
+const KEEP_MANIFESTS: usize = 4;
+/// Entries in TLogs since the last checkpoint after which the next is due: what a restart replays in about a second.
+const REPLAY_ENTRIES: u64 = 1_000_000;
+/// First wait after a store's refusal; doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// The store side's state.
+pub(crate) struct Behind {
+    state: tokio::sync::Mutex<State>,
+    running: AtomicBool,
+    sco_terms: RwLock<Vec<Term>>,
+    generation: AtomicU64,
+    stored_sco: AtomicU64,
+}
+
+struct State {
+    manifest: Manifest,
+    uploads: VecDeque<Upload>,
+    sealed_through: ScoNumber,
+    /// The TLog up to which a frozen layer reaches, while a checkpoint of it is due.
+    frozen_through: Option<TlogNumber>,
+    entries_since_checkpoint: u64,
+    old_manifests: VecDeque<Path>,
+}
+
+struct Upload {
+    container: Arc<Inflight>,
+    tlog: Vec<TlogEntry>,
+    object: Option<Bytes>,
+    put: Option<JoinHandle<()>>,
+    data_blocks: u64,
+    reference_blocks: u64,
+    /// Bounds the memory of sealed objects over all volumes.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Behind {
+    /// Continues from `manifest`; `replayed` entries came from its TLogs since the last checkpoint.
+    pub(crate) fn new(manifest: Manifest, replayed: u64, old_manifests: VecDeque<Path>) -> Self {
+        Self {
+            running: AtomicBool::new(false),
+            sco_terms: RwLock::new(manifest.sco_terms.clone()),
+            generation: AtomicU64::new(manifest.generation.0),
+            stored_sco: AtomicU64::new(manifest.last_sco.0),
+            state: tokio::sync::Mutex::new(State {
+                sealed_through: manifest.last_sco,
+                manifest,
+                uploads: VecDeque::new(),
+                frozen_through: None,
+                entries_since_checkpoint: replayed,
+                old_manifests,
+            }),
+        }
+    }
+
+    /// The epoch in the key of a stored container.
+    pub(crate) fn sco_epoch(&self, sco: ScoNumber) -> Option<Epoch> {
+        epoch_of(&self.sco_terms.read(), sco.0)
+    }
+
+    /// The manifest that was decided last.
+    pub(crate) fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// Every container up to this one is stored.
+    pub(crate) fn stored_sco(&self) -> ScoNumber {
+        ScoNumber(self.stored_sco.load(Ordering::Acquire))
+    }
+
+    /// Claims the right to run; false when somebody runs already.
+    pub(crate) fn begin(&self) -> bool {
+        !self.running.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives it back.
+    pub(crate) fn end(&self) {
+        self.running.store(false, Ordering::Release);
+    }
+}
+
+impl Volume {
+    /// Stores closed containers, oldest first, until none is left or `go_on` says no; then checkpoints the map if due.
+    pub(crate) async fn store_behind(self: &Arc<Self>, go_on: impl Fn() -> bool) -> Result<(), EngineError> {
+        let mut state = self.behind.state.lock().await;
+        loop {
+            let mut trouble = None;
+            while trouble.is_none() && state.uploads.len() < UPLOADS && go_on() {
+                match self.start_upload(&mut state).await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => trouble = Some(error),
+                }
+            }
+            // What is under way is committed even if nothing can follow it.
+            let Some(front) = state.uploads.front_mut() else { break trouble.map_or(Ok(()), Err)? };
+            if let Some(put) = &mut front.put
+                && put.await.is_err()
+            {
+                // A panic in a store: the same bytes go again under the same key.
+                tracing::error!(volume = %self.id(), sco = front.container.number.0, "a put ended abnormally; it is repeated");
+                front.put = front.object.clone().map(|object| self.send(front.container.number, object));
+                continue;
+            }
+            front.put = None;
+            let done = state.uploads.iter().take_while(|u| u.put.as_ref().is_none_or(JoinHandle::is_finished)).count();
+            self.commit(&mut state, done).await?;
+            if self.is_halted() {
+                return Ok(());
+            }
+        }
+        self.checkpoint_if_due(&mut state).await
+    }
+
+    /// Seals the next closed container and sends it off; false when there is none.
+    async fn start_upload(self: &Arc<Self>, state: &mut State) -> Result<bool, EngineError> {
+        let next = self.layers.read().closed.iter().find(|c| c.number > state.sealed_through).cloned();
+        let Some(container) = next else { return Ok(false) };
+        // While others hold all permits, commit what is under way rather than wait with it.
+        let permit = if state.uploads.is_empty() {
+            self.core.upload_permits.clone().acquire_owned().await.ok()
+        } else {
+            self.core.upload_permits.clone().try_acquire_owned().ok()
+        };
+        let Some(permit) = permit else { return Ok(false) };
+        let (volume, closed) = (self.clone(), container.clone());
+        let sealed = self.core.run_heavy(move || volume.seal(&closed)).await.ok_or(EngineError::Interrupted)?;
+        let sealed = sealed.map_err(|damage| EngineError::JournalDamage { volume: self.id(), block: damage.block })?;
+        state.sealed_through = container.number;
+        let put = sealed.object.clone().map(|object| self.send(container.number, object));
+        state.uploads.push_back(Upload {
+            container,
+            tlog: sealed.tlog,
+            object: sealed.object,
+            put,
+            data_blocks: sealed.data_blocks,
+            reference_blocks: sealed.reference_blocks,
+            _permit: permit,
+        });
+        Ok(true)
+    }
+
+    /// Starts putting a container.
+    fn send(self: &Arc<Self>, number: ScoNumber, object: Bytes) -> JoinHandle<()> {
+        let key = self.namespace().sco(self.epoch(), number);
+        let volume = self.clone();
+        self.core.runtime.spawn(async move {
+            failpoint::hit(failpoint::SCO_BEFORE_PUT);
+            volume.counters.sco_bytes.fetch_add(object.len() as u64, Ordering::Relaxed);
+            volume.put_until_stored(&key, object).await;
+            failpoint::hit(failpoint::SCO_AFTER_PUT);
+        })
+    }
+
+    /// Commits the first `count` uploads, whose objects are stored: TLog, manifest, decision, memory.
+    async fn commit(self: &Arc<Self>, state: &mut State, count: usize) -> Result<(), EngineError> {
+        let batch: Vec<Upload> = state.uploads.drain(..count).collect();
+        let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(()) };
+        let number = TlogNumber(state.manifest.last_tlog.0 + 1);
+        let identity = TlogIdentity {
+            volume: self.id(),
+            number,
+            epoch: self.epoch(),
+            first_sco: first.container.number,
+            last_sco: last.container.number,
+        };
+        let entries: Vec<TlogEntry> = batch.iter().flat_map(|u| u.tlog.iter().copied()).collect();
+        let mut next = state.manifest.clone();
+        next.last_sco = last.container.number;
+        next.last_tlog = number;
+        extend_terms(&mut next.sco_terms, self.epoch(), first.container.number.0);
+        extend_terms(&mut next.tlog_terms, self.epoch(), number.0);
+        next.data_blocks += batch.iter().map(|u| u.data_blocks).sum::<u64>();
+        next.reference_blocks += batch.iter().map(|u| u.reference_blocks).sum::<u64>();
+        let object = Bytes::from(tlog::encode(&identity, &entries));
+        let key = self.namespace().tlog(self.epoch(), number);
+        if mutant::is(Mutant::ManifestBeforeTlog) {
+            self.decide(state, next).await?;
+            self.put_until_stored(&key, object).await;
+        } else {
+            self.put_until_stored(&key, object).await;
+            failpoint::hit(failpoint::TLOG_AFTER_PUT);
+            self.decide(state, next).await?;
+        }
+        if self.is_halted() {
+            return Ok(());
+        }
+        state.entries_since_checkpoint += entries.len() as u64;
+        // A stored location may be asked for as soon as the layers show it.
+        self.behind.sco_terms.write().clone_from(&state.manifest.sco_terms);
+        self.behind.stored_sco.store(state.manifest.last_sco.0, Ordering::Release);
+        let mut freed = 0;
+        for upload in &batch {
+            let mut layers = self.layers.write();
+            freed += upload.container.journal_bytes;
+            layers.commit(&upload.container, &upload.tlog);
+        }
+        self.count_stored(&batch);
+        self.fill_cache(&batch);
+        drop(batch);
+        self.core.journal.reclaim(&mut self.core.journal.lock());
+        self.core.throttle.stored(freed);
+        self.core.parked.notify_one();
+        Ok(())
+    }
+
+    /// Stores `next` as the next generation and has it decided. Halts the volume when another writer won.
+    async fn decide(self: &Arc<Self>, state: &mut State, mut next: Manifest) -> Result<(), EngineError> {
+        next.generation = Generation(state.manifest.generation.0 + 1);
+        next.epoch = self.epoch();
+        next.time = self.core.clock.wall();
+        let key = self.namespace().manifest(next.generation, next.epoch);
+        self.put_until_stored(&key, Bytes::from(next.encode())).await;
+        failpoint::hit(failpoint::MANIFEST_AFTER_PUT);
+        let mut wait = FIRST_WAIT;
+        loop {
+            match self.core.coordination.advance(self.ownership(), next.generation) {
+                Ok(()) => break,
+                Err(CoordinationError::Unavailable { doing, cause }) => {
+                    // The outcome is unknown: it may have been decided. Running volumes go on, so ask until it is known.
+                    let decided = self.core.coordination.get(self.id());
+                    if decided.is_ok_and(|r| r.generation == next.generation && r.manifest_epoch == next.epoch) {
+                        break;
+                    }
+                    tracing::warn!(volume = %self.id(), doing, error = &*cause as &dyn std::error::Error, "coordination cannot be reached");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(LONGEST_WAIT);
+                }
+                Err(error) => {
+                    tracing::error!(volume = %self.id(), error = &error as &dyn std::error::Error, "volume lost its ownership; it is halted");
+                    self.halt();
+                    return Ok(());
+                }
+            }
+        }
+        failpoint::hit(failpoint::GENERATION_DECIDED);
+        self.behind.generation.store(next.generation.0, Ordering::Release);
+        state.manifest = next;
+        state.old_manifests.push_back(key);
+        self.drop_old_manifests(state);
+        Ok(())
+    }
+
+    fn drop_old_manifests(&self, state: &mut State) {
+        while state.old_manifests.len() > KEEP_MANIFESTS + 1 {
+            if let Some(old) = state.old_manifests.pop_front() {
+                self.delete_later(old);
+            }
+        }
+    }
+
+    /// Deletes an object that nothing can reach any more. One that stays is only a leak.
+    fn delete_later(&self, key: Path) {
+        let store = self.core.store.clone();
+        self.core.runtime.spawn(async move {
+            if let Err(error) = store.delete(&key).await
+                && !matches!(error, object_store::Error::NotFound { .. })
+            {
+                tracing::debug!(%key, error = &error as &dyn std::error::Error, "an unreachable object could not be deleted");
+            }
+        });
+    }
+
+    /// Puts an object, however long the store refuses: until then the journal holds what it is made of.
+    async fn put_until_stored(&self, key: &Path, object: Bytes) {
+        let mut wait = FIRST_WAIT;
+        loop {
+            match self.core.store.put(key, PutPayload::from_bytes(object.clone())).await {
+                Ok(_) => {
+                    self.counters.stored_objects.fetch_add(1, Ordering::Relaxed);
+                    self.core.store_works(true);
+                    return;
+                }
+                Err(error) => {
+                    self.counters.store_failures.fetch_add(1, Ordering::Relaxed);
+                    self.core.store_works(false);
+                    tracing::warn!(%key, error = &error as &dyn std::error::Error, "the store refused an object; it is tried again");
+                }
+            }
+            let jitter = rand::random_range(0.5..1.5);
+            tokio::time::sleep(wait.mul_f64(jitter)).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    async fn checkpoint_if_due(self: &Arc<Self>, state: &mut State) -> Result<(), EngineError> {
+        let bytes = self.layers.read().stored_bytes();
+        let due = bytes > self.core.delta_limit() || state.entries_since_checkpoint > REPLAY_ENTRIES;
+        if due || state.frozen_through.is_some() { self.checkpoint(state).await } else { Ok(()) }
+    }
+
+    /// Writes what the TLogs changed since the last checkpoint into map pages.
+    async fn checkpoint(self: &Arc<Self>, state: &mut State) -> Result<(), EngineError> {
+        let frozen = self.layers.write().freeze();
+        // After a failure the frozen layer is an older one: it reaches as far as it did then.
+        let through = *state.frozen_through.get_or_insert(state.manifest.last_tlog);
+        let behind = state.manifest.last_tlog != through;
+        let (namespace, epoch) = (self.namespace(), self.epoch());
+        let outcome = self
+            .pages
+            .checkpoint(&frozen, epoch, state.manifest.next_map_object, &move |epoch, number| Namespace::map(namespace, epoch, number))
+            .await?;
+        failpoint::hit(failpoint::CHECKPOINT_AFTER_PUT);
+        let mut next = state.manifest.clone();
+        next.map_root = outcome.root.to_bytes().to_vec();
+        next.next_map_object = outcome.next_object;
+        next.checkpoint_tlog = through;
+        self.decide(state, next).await?;
+        if self.is_halted() {
+            return Ok(());
+        }
+        self.pages.install(outcome.root);
+        self.layers.write().thaw();
+        state.frozen_through = None;
+        if !behind {
+            state.entries_since_checkpoint = 0;
+        }
+        self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        for (epoch, number) in outcome.dead {
+            self.delete_later(self.namespace().map(epoch, number));
+        }
+        Ok(())
+    }
+
+    fn count_stored(&self, batch: &[Upload]) {
+        let zeros = batch.iter().flat_map(|u| &u.container.entries).filter(|e| !matches!(e.op(), EntryOp::Data { .. })).count();
+        self.counters.zero_blocks.fetch_add(zeros as u64, Ordering::Relaxed);
+        let (data, references) = batch.iter().fold((0, 0), |(d, r), u| (d + u.data_blocks, r + u.reference_blocks));
+        self.counters.data_blocks.fetch_add(data, Ordering::Relaxed);
+        self.counters.reference_blocks.fetch_add(references, Ordering::Relaxed);
+    }
+
+    /// What was just stored is likely to be read again; it may use cache space that nothing else wants, at times without pressure.
+    fn fill_cache(&self, batch: &[Upload]) {
+        let stats = self.core.cache.stats();
+        // Eviction begins somewhat before the last byte.
+        if self.core.throttle.presses() || stats.bytes >= stats.capacity / 8 * 7 {
+            return;
+        }
+        for upload in batch {
+            let Some(object) = &upload.object else { continue };
+            let stored = upload.tlog.iter().filter_map(|e| match e.op {
+                TlogOp::Data { fingerprint, .. } => Some(fingerprint),
+                _ => None,
+            });
+            let blocks: Vec<(Fingerprint, &[u8])> = stored.zip(object.chunks_exact(self.block_size().bytes())).collect();
+            for (fingerprint, bytes) in blocks {
+                self.core.cache.insert(self.id(), &fingerprint, bytes);
+            }
+        }
+    }
+}
+
+fn extend_terms(terms: &mut Vec<Term>, epoch: Epoch, first: u64) {
+    if terms.last().is_none_or(|term| term.epoch != epoch) {
+        terms.push(Term { epoch, first });
+    }
+}

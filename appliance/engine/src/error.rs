@@ -1,0 +1,100 @@
+//! Why the engine could not do something: a kind to act on, what was being done, the cause.
+
+use lamina_contract::{BlockAddress, CoordinationError, VolumeId};
+use lamina_formats::FormatError;
+use object_store::path::Path;
+
+use crate::cache::CacheError;
+use crate::journal::JournalError;
+use crate::map::MapError;
+
+/// An error of the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The journal's SSD.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The dedupe cache's SSD.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Ownership or registry.
+    #[error(transparent)]
+    Coordination(#[from] CoordinationError),
+    /// The map's pages.
+    #[error("map")]
+    Map(#[from] MapError),
+    /// A store did not do what was asked.
+    #[error("{doing} {object} failed")]
+    Store {
+        /// What was being done.
+        doing: &'static str,
+        /// Which object.
+        object: Path,
+        /// Why.
+        #[source]
+        source: object_store::Error,
+    },
+    /// An object is not what it should be.
+    #[error("{object} is damaged")]
+    Format {
+        /// Which object.
+        object: Path,
+        /// How.
+        #[source]
+        source: FormatError,
+    },
+    /// A container does not hold a block that the map names.
+    #[error("{object} does not hold a block that the map names")]
+    BlockMissing {
+        /// The container.
+        object: Path,
+    },
+    /// A block is not the one that the map's fingerprint names.
+    #[error("{object} holds another block than the map names")]
+    WrongBlock {
+        /// The container.
+        object: Path,
+    },
+    /// A block in the journal does not verify, and nothing newer replaces it.
+    #[error("volume {volume}: block {} in the journal is damaged; it cannot be stored", block.0)]
+    JournalDamage {
+        /// Whose.
+        volume: VolumeId,
+        /// Which.
+        block: BlockAddress,
+    },
+    /// The size of a volume makes no sense.
+    #[error("a volume's size must be a multiple of its block size ({block_size}), at least one block and at most 256 TiB; {size_bytes} was asked for")]
+    VolumeSize {
+        /// Asked for.
+        size_bytes: u64,
+        /// Asked for.
+        block_size: u32,
+    },
+    /// The memory cap is too small for the rest of the configuration.
+    #[error("a memory cap of {cap} bytes is too small: this journal and cache need at least {need}; raise the cap or shrink them")]
+    MemoryCap {
+        /// Configured.
+        cap: u64,
+        /// Needed.
+        need: u64,
+    },
+    /// No such volume here.
+    #[error("no volume {volume}")]
+    Unknown {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// A namespace of the store holds a volume but no chain of manifest, TLogs and map that verifies.
+    #[error("volume {volume}: no manifest of its namespace verifies")]
+    NoRoot {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// The journal's thread could not be started.
+    #[error("a thread could not be started")]
+    Thread(#[source] std::io::Error),
+    /// The runtime ended meanwhile.
+    #[error("interrupted: the daemon is ending")]
+    Interrupted,
+}

@@ -1,0 +1,570 @@
+//! The journal on SSD: the one sequential stream of all volumes' accepted changes.
+//!
+//! ```text
+//! append (one at a time) ──write_at──▶ segment ──▶ segment ──▶ …        live, oldest first
+//!                 sync: fdatasync of every segment touched since the last one, oldest first
+//! ```
+//! - A batch counts as accepted once its `write_at` returned (survives the process); it is durable once a sync that began
+//!   afterwards returned. Appends are serialised, so batches are accepted in the order of their sequence.
+//! - A segment is held by the SCOs whose blocks it carries ([`SegmentUse`] is shared with them). It is put to new use when
+//!   nobody holds it any more, oldest first, so live segments are always one unbroken run.
+//! - Recovery walks batches in order to the first that does not verify. It appends to a fresh segment whose header says from which
+//!   batch on it holds the truth: left-overs of the same or higher sequence in older segments are dead from then on.
+//! - A failed write or sync fails the journal for good: nothing is retried, nothing more is accepted.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use lamina_contract::{Disk, DiskFile};
+use lamina_formats::journal::{
+    claimed_header_pages, decode_batch, encode_batch, header_pages, BatchHeader, JournalEntry, JournalOp, SegmentHeader, PAGE,
+};
+use lamina_formats::crc32c;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::failpoint;
+
+/// Shape of the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// Space on the SSD in bytes, allocated when the journal is made.
+    pub bytes: u64,
+    /// Length of a segment in bytes: a multiple of 4 KiB, at least 4 MiB.
+    pub segment_bytes: u64,
+}
+
+/// Fewest segments that can turn: one being written, one being freed, two between them.
+const MIN_SEGMENTS: u64 = 4;
+/// Shortest segment: the largest batch (1 MiB of data and its header) must leave little waste.
+const MIN_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Why the journal could not be opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The configured shape makes no sense.
+    #[error("a journal needs at least {MIN_SEGMENTS} segments of at least {MIN_SEGMENT_BYTES} bytes in multiples of 4096; {bytes} bytes in segments of {segment_bytes} were asked for")]
+    Shape {
+        /// Asked for.
+        bytes: u64,
+        /// Asked for.
+        segment_bytes: u64,
+    },
+    /// The SSD refused.
+    #[error("journal: {doing} failed")]
+    Disk {
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// No segment is free: SCOs must be stored first.
+    #[error("journal is full")]
+    Full,
+    /// An earlier write or sync failed; the SSD is not trusted any more.
+    #[error("journal has failed: its SSD lost a write")]
+    Failed,
+}
+
+/// One use of a segment; whoever still needs bytes in it holds it.
+pub(crate) struct SegmentUse {
+    slot: u32,
+    sequence: u64,
+    first_batch: u64,
+    file: Arc<dyn DiskFile>,
+}
+
+impl SegmentUse {
+    /// The file, for reads of blocks at their page.
+    pub(crate) fn file(&self) -> &Arc<dyn DiskFile> {
+        &self.file
+    }
+}
+
+/// Where a batch was put.
+pub(crate) struct Written {
+    pub(crate) segment: Arc<SegmentUse>,
+    /// Page of the first data byte within the segment.
+    pub(crate) first_page: u32,
+    /// The batch.
+    pub(crate) sequence: u64,
+}
+
+/// The journal; see the module's header.
+pub(crate) struct Journal {
+    disk: Arc<dyn Disk>,
+    id: u64,
+    segment_bytes: u64,
+    segments: u64,
+    append: Mutex<Append>,
+    /// Serialises syncs; holds the sequence of the oldest segment use that may be dirty.
+    syncing: Mutex<u64>,
+    accepted: AtomicU64,
+    durable: AtomicU64,
+    used_bytes: AtomicU64,
+    written_bytes: AtomicU64,
+    syncs: AtomicU64,
+    failed: AtomicBool,
+    damaged: AtomicBool,
+}
+
+struct FreeSegment {
+    slot: u32,
+    file: Arc<dyn DiskFile>,
+}
+
+/// The right to append; there is one.
+pub(crate) struct Append {
+    live: VecDeque<Arc<SegmentUse>>,
+    free: VecDeque<FreeSegment>,
+    /// Next page to write in `live.back()`; `u32::MAX` when there is none.
+    page: u32,
+    next_batch: u64,
+    next_segment: u64,
+    header: Vec<u8>,
+}
+
+/// A batch that recovery accepted.
+pub(crate) struct Recovered<'a> {
+    pub(crate) header: BatchHeader,
+    pub(crate) entries: &'a [JournalEntry],
+    pub(crate) segment: &'a Arc<SegmentUse>,
+    pub(crate) first_page: u32,
+}
+
+impl Journal {
+    /// Opens or makes the journal and hands every batch that verifies to `replay`, in order. What was replayed is durable
+    /// when this returns.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        config: JournalConfig,
+        fresh_id: u64,
+        mut replay: impl FnMut(&Recovered<'_>),
+    ) -> Result<Self, JournalError> {
+        let shape = JournalError::Shape { bytes: config.bytes, segment_bytes: config.segment_bytes };
+        let page = PAGE as u64;
+        if config.segment_bytes % page != 0
+            || config.segment_bytes < MIN_SEGMENT_BYTES
+            || config.segment_bytes / page > u64::from(u32::MAX)
+            || config.bytes / config.segment_bytes < MIN_SEGMENTS
+        {
+            return Err(shape);
+        }
+        let mut present = present_segments(&disk)?;
+        // Existing segments keep their length: their content may be needed. A new length takes effect on an empty directory.
+        let segment_bytes = present.first().map_or(config.segment_bytes, |s| s.file.len());
+        let wanted = (config.bytes / segment_bytes).max(MIN_SEGMENTS);
+        for slot in 0..wanted {
+            let slot = slot as u32;
+            if !present.iter().any(|s| s.slot == slot && s.file.len() == segment_bytes) {
+                present.retain(|s| s.slot != slot);
+                let file = disk.create(&segment_name(slot), segment_bytes).map_err(failed("allocating a segment"))?;
+                present.push(FreeSegment { slot, file });
+            }
+        }
+        disk.sync_names().map_err(failed("making segment names durable"))?;
+        let segments = present.len() as u64;
+
+        let walk = Walk::over(present, fresh_id)?;
+        let journal = Self {
+            disk,
+            id: walk.id,
+            segment_bytes,
+            segments,
+            append: Mutex::new(Append {
+                live: VecDeque::new(),
+                free: walk.free,
+                page: u32::MAX,
+                next_batch: 1,
+                next_segment: walk.next_segment,
+                header: Vec::new(),
+            }),
+            syncing: Mutex::new(0),
+            accepted: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+        };
+        journal.recover(walk.used, &mut replay)?;
+        Ok(journal)
+    }
+
+    /// Walks the used segments, replays what verifies, and makes it durable.
+    fn recover(&self, used: Vec<SegmentUse>, replay: &mut impl FnMut(&Recovered<'_>)) -> Result<(), JournalError> {
+        let used: Vec<Arc<SegmentUse>> = used.into_iter().map(Arc::new).collect();
+        // `truth[i]`: batches from here on belong to a later segment, whatever segment i holds.
+        let mut truth = vec![u64::MAX; used.len()];
+        for i in (0..used.len().saturating_sub(1)).rev() {
+            truth[i] = truth[i + 1].min(used[i + 1].first_batch);
+        }
+        let mut batches: Vec<Found> = Vec::new();
+        let mut durable = 0;
+        for (i, segment) in used.iter().enumerate() {
+            let expected = batches.last().map_or(segment.first_batch, |b| b.sequence + 1);
+            if segment.first_batch != expected || segment.first_batch >= truth[i] {
+                // A left-over of a tail that an earlier recovery gave up; or the run is broken, and what follows shows whether
+                // durable batches are missing.
+                if let Some((header, _)) = self.read_batch(segment, 1)
+                    && segment.first_batch < truth[i]
+                {
+                    durable = durable.max(header.durable_through);
+                }
+                continue;
+            }
+            self.walk_segment(segment, i, expected..truth[i], &mut batches, &mut durable);
+        }
+        let mut intact = 0;
+        let mut data = Vec::new();
+        for found in &batches {
+            let segment = &used[found.segment];
+            let Some((header, entries)) = self.read_batch(segment, found.page) else { break };
+            let first_page = found.page + header_pages(entries.len()) as u32;
+            // Data below the watermark was under an fdatasync; its blocks are checked when they are read.
+            if found.sequence > durable && !data_is_intact(segment, first_page, &entries, &mut data) {
+                break;
+            }
+            intact = found.sequence;
+            replay(&Recovered { header, entries: &entries, segment, first_page });
+        }
+        if intact < durable {
+            tracing::error!(intact, durable, "journal is damaged: batches that were durable do not verify; later writes are lost");
+            self.damaged.store(true, Ordering::Relaxed);
+        }
+        let keep = batches.iter().rev().find(|b| b.sequence <= intact).map_or(0, |b| b.segment + 1);
+        let mut append = self.append.lock();
+        for (i, segment) in used.into_iter().enumerate() {
+            if i < keep {
+                segment.file.sync_data().map_err(failed("making the recovered journal durable"))?;
+                append.live.push_back(segment);
+            } else {
+                append.free.push_back(FreeSegment { slot: segment.slot, file: segment.file.clone() });
+            }
+        }
+        append.next_batch = batches.iter().map(|b| b.sequence).filter(|s| *s <= intact).max().unwrap_or(0) + 1;
+        self.accepted.store(append.next_batch - 1, Ordering::Release);
+        self.durable.store(append.next_batch - 1, Ordering::Release);
+        self.account(&append);
+        Ok(())
+    }
+
+    fn walk_segment(
+        &self,
+        segment: &Arc<SegmentUse>,
+        index: usize,
+        range: std::ops::Range<u64>,
+        batches: &mut Vec<Found>,
+        durable: &mut u64,
+    ) {
+        let mut page = 1;
+        let mut expected = range.start;
+        while expected < range.end {
+            let Some((header, entries)) = self.read_batch(segment, page) else { return };
+            if header.sequence != expected {
+                return;
+            }
+            *durable = (*durable).max(header.durable_through);
+            batches.push(Found { segment: index, page, sequence: header.sequence });
+            page += (header_pages(entries.len()) + data_pages(&entries)) as u32;
+            expected += 1;
+        }
+    }
+
+    /// The verified header and entries at `page`, if they are of this journal and this use of the segment.
+    fn read_batch(&self, segment: &SegmentUse, page: u32) -> Option<(BatchHeader, Vec<JournalEntry>)> {
+        let at = u64::from(page) * PAGE as u64;
+        if at + PAGE as u64 > self.segment_bytes {
+            return None;
+        }
+        let mut bytes = vec![0; PAGE];
+        segment.file.read_at(at, &mut bytes).ok()?;
+        let pages = claimed_header_pages(&bytes).ok()?;
+        if pages > 1 {
+            if at + (pages * PAGE) as u64 > self.segment_bytes {
+                return None;
+            }
+            bytes.resize(pages * PAGE, 0);
+            segment.file.read_at(at, &mut bytes).ok()?;
+        }
+        let (header, entries) = decode_batch(&bytes).ok()?;
+        let end = at + ((pages + data_pages(&entries)) * PAGE) as u64;
+        let ours = header.journal == self.id && header.segment == segment.sequence;
+        (ours && end <= self.segment_bytes).then_some((header, entries))
+    }
+
+    /// Takes the right to append.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Append> {
+        self.append.lock()
+    }
+
+    /// Makes sure that a batch of `entries` entries and `data` bytes fits the current segment, turning to the next one if
+    /// not. Fails with [`JournalError::Full`] while every segment is still needed.
+    pub(crate) fn reserve(&self, append: &mut Append, entries: usize, data: usize) -> Result<(), JournalError> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(JournalError::Failed);
+        }
+        let pages = (header_pages(entries) + data.div_ceil(PAGE)) as u64;
+        let fits = append.page != u32::MAX && u64::from(append.page) + pages <= self.segment_bytes / PAGE as u64;
+        if fits {
+            return Ok(());
+        }
+        self.reclaim(append);
+        let next = append.free.pop_front().ok_or(JournalError::Full)?;
+        let header = SegmentHeader {
+            journal: self.id,
+            sequence: append.next_segment,
+            first_batch: append.next_batch,
+            bytes: self.segment_bytes,
+        };
+        failpoint::hit(failpoint::JOURNAL_SEGMENT);
+        if let Err(cause) = next.file.write_at(0, &[IoSlice::new(&header.encode()[..])]) {
+            self.failed.store(true, Ordering::Release);
+            return Err(JournalError::Disk { doing: "writing a segment header", cause });
+        }
+        append.live.push_back(Arc::new(SegmentUse {
+            slot: next.slot,
+            sequence: append.next_segment,
+            first_batch: append.next_batch,
+            file: next.file,
+        }));
+        append.next_segment += 1;
+        append.page = 1;
+        self.account(append);
+        Ok(())
+    }
+
+    /// Appends one batch; `data` holds the blocks of the data entries in their order. [`Journal::reserve`] came before.
+    pub(crate) fn write(
+        &self,
+        append: &mut Append,
+        time: lamina_contract::Timestamp,
+        entries: &[JournalEntry],
+        data: &[u8],
+    ) -> Result<Written, JournalError> {
+        let segment = append.live.back().cloned().ok_or(JournalError::Full)?;
+        let header = BatchHeader {
+            journal: self.id,
+            segment: segment.sequence,
+            sequence: append.next_batch,
+            time,
+            durable_through: self.durable.load(Ordering::Acquire),
+        };
+        append.header.clear();
+        encode_batch(&header, entries, &mut append.header);
+        let first_page = append.page + (append.header.len() / PAGE) as u32;
+        let at = u64::from(append.page) * PAGE as u64;
+        failpoint::hit(failpoint::JOURNAL_BEFORE_WRITE);
+        let result = segment.file.write_at(at, &[IoSlice::new(&append.header), IoSlice::new(data)]);
+        if let Err(cause) = result {
+            // What reached the SSD is unknown, and so is whether it can take the next one.
+            self.failed.store(true, Ordering::Release);
+            return Err(JournalError::Disk { doing: "writing a batch", cause });
+        }
+        failpoint::hit(failpoint::JOURNAL_AFTER_WRITE);
+        let bytes = append.header.len() + data.len();
+        append.page += (bytes / PAGE) as u32;
+        append.next_batch += 1;
+        self.accepted.store(header.sequence, Ordering::Release);
+        self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(Written { segment, first_page, sequence: header.sequence })
+    }
+
+    /// Makes every batch accepted before this call durable and returns the newest that is.
+    pub(crate) fn sync(&self) -> Result<u64, JournalError> {
+        let mut dirty_from = self.syncing.lock();
+        if self.failed.load(Ordering::Acquire) {
+            return Err(JournalError::Failed);
+        }
+        let (segments, through) = {
+            let append = self.append.lock();
+            let dirty: Vec<_> = append.live.iter().filter(|s| s.sequence >= *dirty_from).cloned().collect();
+            (dirty, append.next_batch - 1)
+        };
+        if through <= self.durable.load(Ordering::Acquire) {
+            return Ok(through);
+        }
+        failpoint::hit(failpoint::JOURNAL_BEFORE_SYNC);
+        for segment in &segments {
+            // Oldest first: a durable batch never stands behind one that is not.
+            if let Err(cause) = segment.file.sync_data() {
+                self.failed.store(true, Ordering::Release);
+                return Err(JournalError::Disk { doing: "fdatasync", cause });
+            }
+        }
+        if let Some(newest) = segments.last() {
+            *dirty_from = newest.sequence;
+        }
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.durable.fetch_max(through, Ordering::AcqRel);
+        failpoint::hit(failpoint::JOURNAL_AFTER_SYNC);
+        Ok(through)
+    }
+
+    /// Puts segments that nobody holds back to use.
+    pub(crate) fn reclaim(&self, append: &mut Append) {
+        while append.live.len() > 1 {
+            let held = append.live.front().is_none_or(|s| Arc::strong_count(s) > 1);
+            if held {
+                break;
+            }
+            if let Some(Ok(segment)) = append.live.pop_front().map(Arc::try_unwrap) {
+                append.free.push_back(FreeSegment { slot: segment.slot, file: segment.file });
+            }
+        }
+        self.account(append);
+    }
+
+    fn account(&self, append: &Append) {
+        let used = append.live.len() as u64 * self.segment_bytes;
+        self.used_bytes.store(used, Ordering::Release);
+    }
+
+    /// The newest batch accepted.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Acquire)
+    }
+
+    /// The newest batch known durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// How full it is: bytes of segments in use, and in all.
+    pub(crate) fn usage(&self) -> (u64, u64) {
+        (self.used_bytes.load(Ordering::Acquire), self.segments * self.segment_bytes)
+    }
+
+    /// Bytes written since the start, headers included.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
+    }
+
+    /// fdatasync calls that covered something.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Whether a write or sync has failed.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Whether recovery found batches that had been durable and did not verify.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Length of a segment in bytes.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
+    /// The disk under it, for tests that look at names.
+    #[cfg(test)]
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+}
+
+struct Found {
+    segment: usize,
+    page: u32,
+    sequence: u64,
+}
+
+/// Segments sorted into used ones, by the order of their use, and free ones.
+struct Walk {
+    id: u64,
+    used: Vec<SegmentUse>,
+    free: VecDeque<FreeSegment>,
+    next_segment: u64,
+}
+
+impl Walk {
+    fn over(present: Vec<FreeSegment>, fresh_id: u64) -> Result<Self, JournalError> {
+        let mut headers = Vec::new();
+        let mut free = VecDeque::new();
+        for segment in present {
+            let mut page = vec![0; PAGE];
+            segment.file.read_at(0, &mut page).map_err(failed("reading a segment header"))?;
+            match SegmentHeader::decode(&page) {
+                Ok(header) => headers.push((header, segment)),
+                Err(_) => free.push_back(segment),
+            }
+        }
+        headers.sort_by_key(|(header, _)| header.sequence);
+        // The journal is what its newest segment says it is; segments of another one are left-overs.
+        let id = headers.last().map_or(fresh_id, |(header, _)| header.journal);
+        let next_segment = headers.last().map_or(1, |(header, _)| header.sequence + 1);
+        let mut used = Vec::new();
+        for (header, segment) in headers {
+            if header.journal == id {
+                used.push(SegmentUse {
+                    slot: segment.slot,
+                    sequence: header.sequence,
+                    first_batch: header.first_batch,
+                    file: segment.file,
+                });
+            } else {
+                free.push_back(segment);
+            }
+        }
+        Ok(Self { id, used, free, next_segment })
+    }
+}
+
+fn present_segments(disk: &Arc<dyn Disk>) -> Result<Vec<FreeSegment>, JournalError> {
+    let mut present = Vec::new();
+    for name in disk.list().map_err(failed("listing segments"))? {
+        let Some(slot) = name.strip_prefix("journal-").and_then(|n| n.strip_suffix(".seg")) else { continue };
+        let Ok(slot) = slot.parse() else { continue };
+        let file = disk.open(&name).map_err(failed("opening a segment"))?;
+        if file.len() >= MIN_SEGMENT_BYTES && file.len() % PAGE as u64 == 0 {
+            present.push(FreeSegment { slot, file });
+        }
+    }
+    present.sort_by_key(|s| s.slot);
+    Ok(present)
+}
+
+fn segment_name(slot: u32) -> String {
+    format!("journal-{slot:05}.seg")
+}
+
+fn failed(doing: &'static str) -> impl Fn(io::Error) -> JournalError {
+    move |cause| JournalError::Disk { doing, cause }
+}
+
+fn data_pages(entries: &[JournalEntry]) -> usize {
+    entries
+        .iter()
+        .map(|e| match e.op {
+            JournalOp::Data { pages, .. } => usize::from(pages),
+            JournalOp::Zero { .. } | JournalOp::Trim { .. } => 0,
+        })
+        .sum()
+}
+
+fn data_is_intact(segment: &SegmentUse, first_page: u32, entries: &[JournalEntry], data: &mut Vec<u8>) -> bool {
+    data.resize(data_pages(entries) * PAGE, 0);
+    if segment.file.read_at(u64::from(first_page) * PAGE as u64, data).is_err() {
+        return false;
+    }
+    let mut rest = data.as_slice();
+    entries.iter().all(|entry| match entry.op {
+        JournalOp::Data { crc, pages } => {
+            let (block, behind) = rest.split_at(usize::from(pages) * PAGE);
+            rest = behind;
+            crc32c(block) == crc
+        }
+        JournalOp::Zero { .. } | JournalOp::Trim { .. } => true,
+    })
+}
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

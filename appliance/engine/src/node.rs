@@ -1,0 +1,624 @@
+//! A node: the journal, cache and store that its volumes share, and the tasks that work behind them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::stream::TryStreamExt;
+use lamina_contract::{
+    Clock, Coordination, Disk, Epoch, Generation, VolumeId, VolumeRecord, VolumeSpec,
+};
+use lamina_formats::journal::{JournalOp, PAGE};
+use object_store::{ObjectStore, ObjectStoreExt};
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::cache::{CacheConfig, DedupeCache, Upkeep};
+use crate::error::EngineError;
+use crate::failpoint;
+use crate::fetch::Fetcher;
+use crate::journal::{Journal, JournalConfig, Recovered};
+use crate::layers::Layers;
+use crate::lineage::Lineage;
+use crate::namespace::Namespace;
+use crate::pages::PageCache;
+use crate::page_store::PageStore;
+use crate::restart::Sources;
+use crate::syncer::Syncer;
+use crate::throttle::Throttle;
+use crate::volume::{Opened, Volume};
+
+/// Sealed containers of all volumes in memory at once.
+const UPLOAD_PERMITS: usize = 12;
+/// How long a guest must be quiet for the store to be fed although nothing presses.
+const QUIET_MS: u64 = 50;
+/// How often aged containers are looked for.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How often held-back writes are looked at.
+const PARKED_TICK: Duration = Duration::from_millis(2);
+/// Largest volume: what 2^36 blocks of 4 KiB hold.
+const LARGEST_VOLUME: u64 = 256 << 40;
+
+/// Who works behind the guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Background {
+    /// Threads and tasks.
+    Running,
+    /// Nobody: a simulation calls [`Node::step`], and flushes sync where they come in.
+    Manual,
+}
+
+/// Bounds of a node.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The journal on SSD.
+    pub journal: JournalConfig,
+    /// Space of the dedupe cache on SSD; 0 turns it off.
+    pub cache_bytes: u64,
+    /// Resident memory that everything together stays under.
+    pub memory_cap: u64,
+    /// How old, in milliseconds, an accepted block may get before it goes to the store although guests keep writing.
+    pub store_lag_ms: u64,
+    /// Who works behind the guests.
+    pub background: Background,
+}
+
+/// What a node stands on; each by its seam.
+pub struct Seams {
+    /// Where the journal is.
+    pub journal_disk: Arc<dyn Disk>,
+    /// Where the dedupe cache is.
+    pub cache_disk: Arc<dyn Disk>,
+    /// Map pages that need not be fetched from the store again.
+    pub page_store: Option<Box<dyn PageStore>>,
+    /// Where containers go.
+    pub store: Arc<dyn ObjectStore>,
+    /// Who decides ownership.
+    pub coordination: Arc<dyn Coordination>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where tasks run.
+    pub runtime: Handle,
+}
+
+/// What the volumes of a node share.
+pub(crate) struct Core {
+    pub(crate) config: NodeConfig,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) syncer: Arc<Syncer>,
+    pub(crate) cache: DedupeCache,
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) coordination: Arc<dyn Coordination>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) runtime: Handle,
+    pub(crate) lineage: Arc<Lineage>,
+    pub(crate) pages: Arc<PageCache>,
+    pub(crate) throttle: Throttle,
+    pub(crate) upload_permits: Arc<Semaphore>,
+    /// Something may have to go to the store.
+    pub(crate) work: Notify,
+    /// Writes are held back.
+    pub(crate) parked: Notify,
+    last_activity: AtomicU64,
+    store_down: AtomicBool,
+    volumes: AtomicU64,
+    delta_bytes: usize,
+}
+
+impl Core {
+    /// A guest changes something now.
+    pub(crate) fn note_activity(&self) {
+        self.last_activity.store(self.clock.monotonic_ms(), Ordering::Relaxed);
+    }
+
+    /// Whether the store refused the last object.
+    pub(crate) fn is_store_down(&self) -> bool {
+        self.store_down.load(Ordering::Acquire)
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.clock.monotonic_ms().saturating_sub(self.last_activity.load(Ordering::Relaxed)) >= QUIET_MS
+    }
+
+    /// The store took an object, or refused one.
+    pub(crate) fn store_works(&self, works: bool) {
+        if self.store_down.swap(!works, Ordering::AcqRel) == works {
+            if works {
+                tracing::info!("the store takes objects again");
+            } else {
+                tracing::warn!(unstored = self.throttle.unstored(), "the store refuses objects; the journal holds what is accepted");
+            }
+        }
+    }
+
+    /// How many bytes a volume's uncheckpointed map changes may take.
+    pub(crate) fn delta_limit(&self) -> usize {
+        let volumes = self.volumes.load(Ordering::Relaxed).max(1) as usize;
+        (self.delta_bytes / volumes).max(256 << 10)
+    }
+
+    /// Runs CPU-heavy work beside the runtime's workers; None when the runtime ends.
+    pub(crate) async fn run_heavy<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        if self.config.background == Background::Manual {
+            return Some(work());
+        }
+        self.runtime.spawn_blocking(work).await.ok()
+    }
+}
+
+/// A volume that is registered but could not be opened.
+#[derive(Debug, Clone)]
+pub struct Unopened {
+    /// What is registered of it.
+    pub record: VolumeRecord,
+    /// Why.
+    pub error: Arc<EngineError>,
+}
+
+/// A node; see the module's header.
+pub struct Node {
+    pub(crate) core: Arc<Core>,
+    pub(crate) volumes: RwLock<HashMap<VolumeId, Arc<Volume>>>,
+    pub(crate) unopened: RwLock<Vec<Unopened>>,
+    /// Entries of volumes that could not be opened: holding them keeps their journal segments.
+    stranded: Mutex<HashMap<VolumeId, Layers>>,
+    sources: Sources,
+    tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    sync_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// How a memory cap is divided.
+struct Budget {
+    pages: usize,
+    delta: usize,
+    lineage: usize,
+}
+
+impl Budget {
+    fn of(config: &NodeConfig) -> Result<Self, EngineError> {
+        // Per journal block: 16 B entry, 12 B place, about 20 B in the recent layer. Per cache slot: 48 B of index.
+        let fixed = config.journal.bytes / PAGE as u64 * 48 + config.cache_bytes / PAGE as u64 * 48;
+        // Sealed containers with their parity on the way, queues' buffers, code and stacks.
+        let fixed = fixed + (UPLOAD_PERMITS as u64 * 8 << 20) + (48 << 20);
+        let least = 32 << 20;
+        let error = EngineError::MemoryCap { cap: config.memory_cap, need: fixed + least };
+        let rest = config.memory_cap.checked_sub(fixed).filter(|rest| *rest >= least).ok_or(error)?;
+        let rest = usize::try_from(rest).unwrap_or(usize::MAX);
+        // A frozen and a growing layer at once: half of the deltas' share each.
+        Ok(Self { pages: rest / 3, delta: rest / 6, lineage: rest / 6 })
+    }
+}
+
+impl Node {
+    /// Opens a node: takes its volumes, replays its journal.
+    ///
+    /// Volumes that cannot be opened do not keep the others from serving; see [`Node::unopened`].
+    ///
+    /// # Errors
+    /// When the journal, the cache's place or the registry cannot be opened, or the bounds make no sense.
+    pub async fn open(config: NodeConfig, seams: Seams) -> Result<Arc<Self>, EngineError> {
+        let budget = Budget::of(&config)?;
+        let pages = Arc::new(PageCache::new(budget.pages, seams.page_store));
+        let lineage = Arc::new(Lineage::new(budget.lineage));
+        let sources = Sources {
+            store: seams.store.clone(),
+            coordination: seams.coordination.clone(),
+            pages: pages.clone(),
+            lineage: lineage.clone(),
+        };
+        let opening = Opening::of(&sources).await?;
+        let (journal, opening) = opening.replay(&config, seams.journal_disk, &*seams.clock)?;
+        let mut cache_config = CacheConfig::new(config.cache_bytes);
+        if config.background == Background::Manual {
+            cache_config.upkeep = Upkeep::Inline;
+        }
+        let journal = Arc::new(journal);
+        let (_, capacity) = journal.usage();
+        let core = Arc::new(Core {
+            cache: DedupeCache::open(seams.cache_disk, cache_config)?,
+            syncer: Arc::new(Syncer::new(journal.clone())),
+            throttle: Throttle::new(capacity, journal.segment_bytes()),
+            journal,
+            fetcher: Fetcher::new(seams.store.clone()),
+            store: seams.store,
+            coordination: seams.coordination,
+            clock: seams.clock,
+            runtime: seams.runtime,
+            lineage,
+            pages,
+            upload_permits: Arc::new(Semaphore::new(UPLOAD_PERMITS)),
+            work: Notify::new(),
+            parked: Notify::new(),
+            last_activity: AtomicU64::new(0),
+            store_down: AtomicBool::new(false),
+            volumes: AtomicU64::new(opening.opened.len() as u64),
+            delta_bytes: budget.delta,
+            config,
+        });
+        let mut volumes = HashMap::new();
+        for (id, opened) in opening.opened {
+            let waiting = opened.layers.open.journal_bytes + opened.layers.closed.iter().map(|c| c.journal_bytes).sum::<u64>();
+            core.throttle.accepted(waiting);
+            volumes.insert(id, Volume::new(core.clone(), opened));
+        }
+        let node = Arc::new(Self {
+            core,
+            volumes: RwLock::new(volumes),
+            unopened: RwLock::new(opening.unopened),
+            stranded: Mutex::new(opening.stranded),
+            sources,
+            tasks: Mutex::default(),
+            sync_thread: Mutex::default(),
+        });
+        if node.core.config.background == Background::Running {
+            node.start()?;
+        }
+        for record in opening.deleting {
+            node.purge_later(record.id);
+        }
+        Ok(node)
+    }
+
+    fn start(self: &Arc<Self>) -> Result<(), EngineError> {
+        *self.sync_thread.lock() = Some(self.core.syncer.start().map_err(EngineError::Thread)?);
+        let mut tasks = self.tasks.lock();
+        tasks.push(self.core.runtime.spawn(feed_store(Arc::downgrade(self), self.core.clone())));
+        tasks.push(self.core.runtime.spawn(release_parked(Arc::downgrade(self), self.core.clone())));
+        Ok(())
+    }
+
+    /// Makes a volume. It can be written to when this returns.
+    ///
+    /// # Errors
+    /// When its size makes no sense, its name is taken, or the store or registry refuse.
+    pub async fn create(&self, spec: VolumeSpec) -> Result<Arc<Volume>, EngineError> {
+        let block = u64::from(spec.block_size.get());
+        if spec.size_bytes == 0 || spec.size_bytes % block != 0 || spec.size_bytes > LARGEST_VOLUME {
+            return Err(EngineError::VolumeSize { size_bytes: spec.size_bytes, block_size: spec.block_size.get() });
+        }
+        let record = VolumeRecord {
+            id: VolumeId(rand::random()),
+            spec,
+            created: self.core.clock.wall(),
+            epoch: Epoch(0),
+            generation: Generation(0),
+            manifest_epoch: Epoch(0),
+            deleting: false,
+        };
+        self.core.coordination.create(&record)?;
+        failpoint::hit(failpoint::CREATE_AFTER_REGISTER);
+        match self.sources.open(&record).await {
+            Ok(opened) => {
+                let volume = Volume::new(self.core.clone(), opened);
+                self.volumes.write().insert(record.id, volume.clone());
+                self.core.volumes.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(volume = %record.id, name = %volume.spec().name, "volume created");
+                Ok(volume)
+            }
+            Err(error) => {
+                // Nothing was promised yet: take the registration back, else the name would be lost.
+                self.core.coordination.begin_delete(record.id)?;
+                self.core.coordination.forget(record.id)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// An open volume.
+    #[must_use]
+    pub fn volume(&self, id: VolumeId) -> Option<Arc<Volume>> {
+        self.volumes.read().get(&id).cloned()
+    }
+
+    /// All open volumes.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        self.volumes.read().values().cloned().collect()
+    }
+
+    /// Volumes that are registered but could not be opened.
+    #[must_use]
+    pub fn unopened(&self) -> Vec<Unopened> {
+        self.unopened.read().clone()
+    }
+
+    /// Deletes a volume: its name is free when this returns, its objects go in the background.
+    ///
+    /// # Errors
+    /// When it is not known here or the registry refuses.
+    pub async fn delete(self: &Arc<Self>, id: VolumeId) -> Result<(), EngineError> {
+        let volume = self.volume(id);
+        if volume.is_none() && !self.unopened.read().iter().any(|u| u.record.id == id) {
+            return Err(EngineError::Unknown { volume: id });
+        }
+        self.core.coordination.begin_delete(id)?;
+        failpoint::hit(failpoint::DELETE_AFTER_MARK);
+        if let Some(volume) = volume {
+            volume.halt();
+            self.volumes.write().remove(&id);
+            self.core.volumes.fetch_sub(1, Ordering::Relaxed);
+            volume.give_up_journal();
+        }
+        self.unopened.write().retain(|u| u.record.id != id);
+        self.stranded.lock().remove(&id);
+        self.core.lineage.forget(id);
+        self.core.fetcher.forget(id);
+        self.purge_later(id);
+        tracing::info!(volume = %id, "volume deleted");
+        Ok(())
+    }
+
+    /// Removes a deleted volume's objects, its identity first, and forgets it. A restart goes on with it.
+    fn purge_later(self: &Arc<Self>, id: VolumeId) {
+        let core = self.core.clone();
+        self.core.runtime.spawn(async move {
+            let namespace = Namespace(id);
+            let purge = async {
+                match core.store.delete(&namespace.volume()).await {
+                    Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+                let mut objects = core.store.list(Some(&namespace.prefix()));
+                while let Some(object) = objects.try_next().await? {
+                    match core.store.delete(&object.location).await {
+                        Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(())
+            };
+            match purge.await {
+                Ok(()) => {
+                    if let Err(error) = core.coordination.forget(id) {
+                        tracing::warn!(volume = %id, error = &error as &dyn std::error::Error, "a deleted volume is not forgotten yet");
+                    }
+                }
+                Err(error) => tracing::warn!(volume = %id, error = &error as &dyn std::error::Error,
+                    "objects of a deleted volume are left; the next start removes them"),
+            }
+        });
+    }
+
+    /// One round of the work behind the guests, for simulations: everything closed, or aged if `close_all`, goes to the store.
+    ///
+    /// # Errors
+    /// What the store side met.
+    pub async fn step(&self, close_all: bool) -> Result<(), EngineError> {
+        for volume in self.volumes() {
+            volume.close_aged(if close_all { 0 } else { self.core.config.store_lag_ms });
+            volume.store_behind(|| true).await?;
+        }
+        self.core.throttle.tick(10);
+        for volume in self.volumes() {
+            volume.unpark();
+        }
+        Ok(())
+    }
+
+    /// Waits until everything accepted so far is stored, at most for `limit`. Tells whether it is.
+    pub async fn drain(&self, limit: Duration) -> bool {
+        let begun = self.core.clock.monotonic_ms();
+        loop {
+            let mut waiting = false;
+            for volume in self.volumes() {
+                volume.close_aged(0);
+                waiting |= volume.unstored_bytes() > 0 && !volume.is_halted();
+            }
+            if !waiting {
+                return true;
+            }
+            if u128::from(self.core.clock.monotonic_ms() - begun) > limit.as_millis() {
+                return false;
+            }
+            for volume in self.volumes() {
+                if volume.behind.begin() {
+                    if let Err(error) = volume.store_behind(|| true).await {
+                        tracing::warn!(volume = %volume.id(), error = &error as &dyn std::error::Error, "draining");
+                    }
+                    volume.behind.end();
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends the node: nothing new is accepted, everything accepted becomes durable on the SSD, tasks end.
+    pub async fn shutdown(&self) {
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        for volume in self.volumes() {
+            volume.halt();
+        }
+        self.core.syncer.stop();
+        let core = self.core.clone();
+        let thread = self.sync_thread.lock().take();
+        let ended = self.core.run_heavy(move || {
+            if let Some(thread) = thread
+                && thread.join().is_err()
+            {
+                tracing::error!("the journal's sync thread ended abnormally");
+            }
+            if let Err(error) = core.journal.sync() {
+                tracing::error!(error = &error as &dyn std::error::Error, "the journal could not be made durable");
+            }
+            core.cache.close();
+        });
+        ended.await;
+    }
+}
+
+/// Volumes while their journal is being replayed.
+struct Opening {
+    opened: HashMap<VolumeId, Opened>,
+    unopened: Vec<Unopened>,
+    deleting: Vec<VolumeRecord>,
+    stranded: HashMap<VolumeId, Layers>,
+    /// The store could be listed: what neither it nor the registry knows was deleted.
+    complete: bool,
+}
+
+impl Opening {
+    async fn of(sources: &Sources) -> Result<Self, EngineError> {
+        let known: HashSet<VolumeId> = sources.coordination.list()?.iter().map(|r| r.id).collect();
+        let complete = match sources.adopt_strangers(&known).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the store cannot be listed");
+                false
+            }
+        };
+        let mut opening =
+            Self { opened: HashMap::new(), unopened: Vec::new(), deleting: Vec::new(), stranded: HashMap::new(), complete };
+        for record in sources.coordination.list()? {
+            if record.deleting {
+                opening.deleting.push(record);
+                continue;
+            }
+            match sources.open(&record).await {
+                Ok(opened) => drop(opening.opened.insert(record.id, opened)),
+                Err(error) => {
+                    tracing::error!(volume = %record.id, name = %record.spec.name, error = &error as &dyn std::error::Error,
+                        "volume cannot be opened; what the journal holds of it is kept");
+                    opening.unopened.push(Unopened { record, error: Arc::new(error) });
+                }
+            }
+        }
+        Ok(opening)
+    }
+
+    fn replay(mut self, config: &NodeConfig, disk: Arc<dyn Disk>, clock: &dyn Clock) -> Result<(Journal, Self), EngineError> {
+        let now = clock.monotonic_ms();
+        let deleted: HashSet<VolumeId> = self.deleting.iter().map(|r| r.id).collect();
+        let keep_strangers: HashSet<VolumeId> = self.unopened.iter().map(|u| u.record.id).collect();
+        let (mut entries, mut dropped) = (0_u64, 0_u64);
+        let journal = Journal::open(disk, config.journal, rand::random(), |batch: &Recovered<'_>| {
+            let mut page = batch.first_page;
+            for entry in batch.entries {
+                let pages = if let JournalOp::Data { pages, .. } = entry.op { u32::from(pages) } else { 0 };
+                let (layers, stored, capacity) = match self.opened.get_mut(&entry.volume) {
+                    Some(opened) => {
+                        let capacity = opened.spec.sco_size.blocks(opened.spec.block_size);
+                        (&mut opened.layers, opened.behind.stored_sco(), capacity)
+                    }
+                    None if !deleted.contains(&entry.volume) && (!self.complete || keep_strangers.contains(&entry.volume)) => {
+                        let first = || Layers::new(entry.location.sco);
+                        (self.stranded.entry(entry.volume).or_insert_with(first), lamina_contract::ScoNumber(0), u16::MAX)
+                    }
+                    None => {
+                        dropped += 1;
+                        page += pages;
+                        continue;
+                    }
+                };
+                if entry.location.sco > stored {
+                    layers.publish(entry, batch.segment, page, batch.header.time, now);
+                    layers.open.journal_bytes += u64::from(pages) * PAGE as u64 + 64;
+                    if layers.open.is_full(capacity) {
+                        layers.close_open();
+                    }
+                    entries += 1;
+                }
+                page += pages;
+            }
+        })?;
+        if entries > 0 || dropped > 0 {
+            tracing::info!(entries, dropped, "journal replayed; dropped entries are of deleted volumes");
+        }
+        Ok((journal, self))
+    }
+}
+
+impl Volume {
+    /// Closes the open container when it is older than `age_ms`.
+    pub(crate) fn close_aged(&self, age_ms: u64) {
+        let now = self.core.clock.monotonic_ms();
+        let aged = |layers: &Layers| !layers.open.is_empty() && now.saturating_sub(layers.open.opened_ms) >= age_ms;
+        if aged(&self.layers.read()) {
+            // Locations are assigned under the append lock, so the container changes under it.
+            let _append = self.core.journal.lock();
+            let mut layers = self.layers.write();
+            if aged(&layers) {
+                layers.close_open();
+            }
+        }
+    }
+
+    /// Whether a closed container should go to the store now.
+    fn wants_store(&self) -> bool {
+        let layers = self.layers.read();
+        let Some(oldest) = layers.closed.front() else { return false };
+        let age = self.core.clock.monotonic_ms().saturating_sub(oldest.opened_ms);
+        drop(layers);
+        self.core.throttle.presses() || self.core.is_quiet() || age >= self.core.config.store_lag_ms
+    }
+
+    /// Lets go of everything in the journal: the volume is being deleted.
+    fn give_up_journal(&self) {
+        let mut append = self.core.journal.lock();
+        let freed = self.unstored_bytes();
+        let mut layers = self.layers.write();
+        *layers = Layers::new(layers.open.number);
+        drop(layers);
+        self.core.journal.reclaim(&mut append);
+        self.core.throttle.stored(freed);
+    }
+
+    /// Bytes of the journal that wait for the store on behalf of this volume.
+    pub(crate) fn unstored_bytes(&self) -> u64 {
+        let layers = self.layers.read();
+        layers.open.journal_bytes + layers.closed.iter().map(|c| c.journal_bytes).sum::<u64>()
+    }
+}
+
+/// Sends closed containers to the store, volume by volume, whenever one wants it.
+async fn feed_store(node: Weak<Node>, core: Arc<Core>) {
+    loop {
+        tokio::select! {
+            () = core.work.notified() => {}
+            () = tokio::time::sleep(HEARTBEAT) => {}
+        }
+        let Some(node) = node.upgrade() else { return };
+        for volume in node.volumes() {
+            volume.close_aged(core.config.store_lag_ms);
+            if volume.is_halted() || !volume.wants_store() || !volume.behind.begin() {
+                continue;
+            }
+            let core = core.clone();
+            core.runtime.clone().spawn(async move {
+                let go_on = || volume.wants_store();
+                if let Err(error) = volume.store_behind(go_on).await {
+                    tracing::error!(volume = %volume.id(), error = &error as &dyn std::error::Error, "the store side stopped; it is tried again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                volume.behind.end();
+                core.work.notify_one();
+            });
+        }
+    }
+}
+
+/// Lets held-back writes go on as room comes.
+async fn release_parked(node: Weak<Node>, core: Arc<Core>) {
+    let mut last = core.clock.monotonic_ms();
+    loop {
+        core.parked.notified().await;
+        loop {
+            tokio::time::sleep(PARKED_TICK).await;
+            let Some(node) = node.upgrade() else { return };
+            let now = core.clock.monotonic_ms();
+            core.throttle.tick(now.saturating_sub(last).max(1));
+            last = now;
+            let mut waiting = false;
+            for volume in node.volumes() {
+                waiting |= volume.unpark();
+            }
+            if !waiting {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! The read path: map layers → journal / dedupe cache / store → verify → guest memory.
+//!
+//! What is in memory or in the system's page cache is answered in the queue's thread; a read that must wait for the SSD is finished by
+//! the thread that completes it; one that must wait for the store, or for a map page, goes on in a task of its own.
+//! Nothing reaches the guest before its check: CRC of the journal's entry, or the cache's CRC over fingerprint and data, or the
+//! fingerprint itself.
+
+use std::cell::RefCell;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lamina_contract::{BlockAddress, Fingerprint, IoError, Location, Request, ScoNumber, VolumeId};
+use lamina_formats::crc32c;
+use tokio::sync::oneshot;
+
+use crate::cache::CacheRead;
+use crate::error::EngineError;
+use crate::fetch::Container;
+use crate::inflight::JournalBlock;
+use crate::layers::Source;
+use crate::map::Mapped;
+use crate::seal::follows;
+use crate::volume::Volume;
+
+/// Bytes that one look into the page cache asks for at most.
+const RUN_BYTES: usize = 256 << 10;
+
+/// Buffers of a queue's thread.
+#[derive(Default)]
+struct Scratch {
+    sources: Vec<Source>,
+    bytes: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Volume {
+    /// Answers a read, now or later.
+    pub(crate) fn read(self: &Arc<Self>, request: Request) {
+        self.counters.count(&request);
+        let mut scratch = SCRATCH.take();
+        self.resolve(&request, &mut scratch.sources);
+        match self.read_now(&request, &mut scratch) {
+            Ok(None) => request.transfer.answer(Ok(())),
+            Ok(Some(at)) if scratch.sources.len() == 1 => self.read_one_later(request, scratch.sources[at].clone()),
+            Ok(Some(at)) => {
+                let sources = std::mem::take(&mut scratch.sources);
+                self.core.runtime.spawn(self.clone().read_rest(request, sources, at));
+            }
+            Err(error) => self.finish(request, Err(error)),
+        }
+        scratch.sources.clear();
+        SCRATCH.set(scratch);
+    }
+
+    fn finish(&self, request: Request, result: Result<(), IoError>) {
+        if result.is_err() {
+            self.counters.read_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        request.transfer.answer(result);
+    }
+
+    /// Where each block of the request is, as one moment sees it.
+    fn resolve(&self, request: &Request, sources: &mut Vec<Source>) {
+        let range = self.blocks_of(request);
+        let layers = self.layers.read();
+        sources.extend((range.start().0..=range.end().0).map(|block| layers.resolve(BlockAddress(block))));
+        drop(layers);
+        for (block, source) in (range.start().0..).zip(sources.iter_mut()) {
+            if matches!(source, Source::Pages)
+                && let Some(mapped) = self.pages.lookup_cached(BlockAddress(block))
+            {
+                *source = Source::from(mapped);
+            }
+        }
+    }
+
+    /// Copies blocks in order until one needs waiting; tells which.
+    fn read_now(&self, request: &Request, scratch: &mut Scratch) -> Result<Option<usize>, IoError> {
+        let size = self.block_size().bytes();
+        let mut at = 0;
+        while let Some(source) = scratch.sources.get(at) {
+            match source {
+                Source::Zero => {
+                    let (offset, inside) = self.part(request, at);
+                    request.transfer.fill_zero(offset, inside.len())?;
+                    at += 1;
+                }
+                Source::Journal(first) => {
+                    let run = journal_run(&scratch.sources[at..], size);
+                    scratch.bytes.resize(run * size, 0);
+                    match first.segment.file().read_cached(first.offset(), &mut scratch.bytes) {
+                        Ok(true) => {}
+                        Ok(false) => return Ok(Some(at)),
+                        Err(error) => return Err(self.journal_unreadable(&error)),
+                    }
+                    for n in 0..run {
+                        let bytes = &scratch.bytes[n * size..(n + 1) * size];
+                        let Some(Source::Journal(block)) = scratch.sources.get(at + n) else { break };
+                        self.check_journal(block, bytes)?;
+                        self.give(request, at + n, bytes)?;
+                    }
+                    self.counters.journal_hits.fetch_add(run as u64, Ordering::Relaxed);
+                    at += run;
+                }
+                Source::Stored { fingerprint, .. } => {
+                    let Some(slot) = self.core.cache.find(fingerprint).filter(|slot| slot.len() == size) else { return Ok(Some(at)) };
+                    scratch.bytes.resize(size, 0);
+                    if self.core.cache.read(slot, &mut scratch.bytes) != CacheRead::Hit {
+                        return Ok(Some(at));
+                    }
+                    self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
+                    self.give(request, at, &scratch.bytes)?;
+                    at += 1;
+                }
+                Source::Pages => return Ok(Some(at)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where block number `n` of the request lies in the guest's buffer, and which part of the block is wanted.
+    fn part(&self, request: &Request, n: usize) -> (usize, std::ops::Range<usize>) {
+        let size = self.block_size();
+        let first = request.start.0 / size.sectors();
+        let block_start = (first + n as u64) * size.sectors();
+        let from = request.start.0.max(block_start);
+        let to = (request.start.0 + request.sectors.0).min(block_start + size.sectors());
+        let inside = ((from - block_start) * 512) as usize..((to - block_start) * 512) as usize;
+        (((from - request.start.0) * 512) as usize, inside)
+    }
+
+    fn give(&self, request: &Request, n: usize, block: &[u8]) -> Result<(), IoError> {
+        let (offset, inside) = self.part(request, n);
+        request.transfer.copy_in(offset, &block[inside])
+    }
+
+    fn check_journal(&self, block: &JournalBlock, bytes: &[u8]) -> Result<(), IoError> {
+        if crc32c(bytes) == block.crc {
+            return Ok(());
+        }
+        tracing::error!(volume = %self.id(), page = block.page, "a block in the journal does not match its checksum");
+        Err(IoError::Io)
+    }
+
+    fn journal_unreadable(&self, error: &std::io::Error) -> IoError {
+        tracing::error!(volume = %self.id(), error = error as &dyn std::error::Error, "the journal cannot be read");
+        IoError::Io
+    }
+
+    /// A read of one block that must wait: for the SSD without a task, else with one.
+    fn read_one_later(self: &Arc<Self>, request: Request, source: Source) {
+        let volume = self.clone();
+        match source {
+            Source::Journal(block) => {
+                let buffer = vec![0; self.block_size().bytes()];
+                let file = block.segment.file().clone();
+                file.read_later(
+                    block.offset(),
+                    buffer,
+                    Box::new(move |read| {
+                        let result = match read {
+                            Ok(bytes) => volume.check_journal(&block, &bytes).and_then(|()| volume.give(&request, 0, &bytes)),
+                            Err(error) => Err(volume.journal_unreadable(&error)),
+                        };
+                        volume.counters.journal_hits.fetch_add(1, Ordering::Relaxed);
+                        volume.finish(request, result);
+                    }),
+                );
+            }
+            Source::Stored { fingerprint, .. } => {
+                let size = self.block_size().bytes();
+                if let Some(slot) = self.core.cache.find(&fingerprint).filter(|slot| slot.len() == size) {
+                    self.core.cache.read_later(slot, move |read, bytes| {
+                        if read == CacheRead::Hit {
+                            volume.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
+                            let result = volume.give(&request, 0, &bytes);
+                            volume.finish(request, result);
+                        } else {
+                            volume.spawn_read(request, source);
+                        }
+                    });
+                } else {
+                    self.spawn_read(request, source);
+                }
+            }
+            Source::Zero | Source::Pages => self.spawn_read(request, source),
+        }
+    }
+
+    fn spawn_read(self: &Arc<Self>, request: Request, source: Source) {
+        self.core.runtime.spawn(self.clone().read_rest(request, vec![source], 0));
+    }
+
+    /// Finishes a request from block number `from` on.
+    async fn read_rest(self: Arc<Self>, request: Request, mut sources: Vec<Source>, from: usize) {
+        let first = self.blocks_of(&request).start().0;
+        for (n, source) in sources.iter_mut().enumerate().skip(from) {
+            if matches!(source, Source::Pages) {
+                match self.page_lookup(BlockAddress(first + n as u64)).await {
+                    Ok(mapped) => *source = Source::from(mapped),
+                    Err(error) => return self.finish(request, Err(error)),
+                }
+            }
+        }
+        let mut at = from;
+        while at < sources.len() {
+            let run = stored_run(&sources[at..]);
+            let loaded = self.load_run(&sources[at..at + run]).await;
+            let given = loaded.and_then(|blocks| {
+                blocks.iter().enumerate().try_for_each(|(n, bytes)| self.give(&request, at + n, bytes))
+            });
+            if let Err(error) = given {
+                return self.finish(request, Err(error));
+            }
+            at += run;
+        }
+        self.finish(request, Ok(()));
+    }
+
+    async fn page_lookup(&self, block: BlockAddress) -> Result<Mapped, IoError> {
+        self.pages.lookup(block).await.map_err(|error| {
+            tracing::error!(volume = %self.id(), block = block.0, error = &error as &dyn std::error::Error, "the map cannot be read");
+            IoError::Io
+        })
+    }
+
+    /// The bytes of a run: one block of any kind, or several of one stored container.
+    async fn load_run(self: &Arc<Self>, run: &[Source]) -> Result<Vec<Bytes>, IoError> {
+        match run.first() {
+            None => Ok(Vec::new()),
+            Some(Source::Zero | Source::Pages) => Ok(vec![Bytes::from(vec![0; self.block_size().bytes()])]),
+            Some(Source::Journal(block)) => Ok(vec![self.load_journal(block).await?]),
+            Some(Source::Stored { .. }) => self.load_stored(run).await,
+        }
+    }
+
+    async fn load_journal(&self, block: &JournalBlock) -> Result<Bytes, IoError> {
+        let (done, wait) = oneshot::channel();
+        let buffer = vec![0; self.block_size().bytes()];
+        // Nobody waits any more when the request is gone: then the bytes are not wanted either.
+        let done = Box::new(move |read| drop(done.send(read)));
+        block.segment.file().read_later(block.offset(), buffer, done);
+        let bytes = wait.await.map_err(|_| IoError::Io)?.map_err(|error| self.journal_unreadable(&error))?;
+        self.check_journal(block, &bytes)?;
+        Ok(Bytes::from(bytes))
+    }
+
+    async fn load_cached(&self, fingerprint: &Fingerprint) -> Option<Bytes> {
+        let size = self.block_size().bytes();
+        let slot = self.core.cache.find(fingerprint).filter(|slot| slot.len() == size)?;
+        let (done, wait) = oneshot::channel();
+        self.core.cache.read_later(slot, move |read, bytes| drop(done.send((read, bytes))));
+        let (read, bytes) = wait.await.ok()?;
+        (read == CacheRead::Hit).then(|| {
+            self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
+            Bytes::from(bytes)
+        })
+    }
+
+    async fn load_stored(self: &Arc<Self>, run: &[Source]) -> Result<Vec<Bytes>, IoError> {
+        let mut blocks: Vec<Option<Bytes>> = Vec::with_capacity(run.len());
+        let mut wanted = Vec::new();
+        let mut container: Option<Location> = None;
+        for source in run {
+            let Source::Stored { location, fingerprint } = source else { return Err(IoError::Io) };
+            let cached = self.load_cached(fingerprint).await;
+            if cached.is_none() {
+                wanted.push((location.index, *fingerprint));
+                container = Some(*location);
+            }
+            blocks.push(cached);
+        }
+        if let Some(location) = container {
+            let fetched = self.fetch(location.sco, &wanted).await?;
+            let mut fetched = fetched.into_iter();
+            for block in blocks.iter_mut().filter(|block| block.is_none()) {
+                *block = fetched.next();
+            }
+        }
+        blocks.into_iter().collect::<Option<Vec<_>>>().ok_or(IoError::Io)
+    }
+
+    async fn fetch(self: &Arc<Self>, sco: ScoNumber, wanted: &[(u16, Fingerprint)]) -> Result<Vec<Bytes>, IoError> {
+        let Some(epoch) = self.behind.sco_epoch(sco) else {
+            tracing::error!(volume = %self.id(), sco = sco.0, "no term covers a container that the map names");
+            return Err(IoError::Io);
+        };
+        let container = Container {
+            volume: self.id(),
+            sco,
+            key: self.namespace().sco(epoch, sco),
+            block_size: self.block_size(),
+            capacity: self.sco_blocks(),
+        };
+        self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
+        let fetched = self.core.fetcher.blocks(&container, wanted).await;
+        let blocks = fetched.map_err(|error| report(self.id(), &error))?;
+        for (bytes, (_, fingerprint)) in blocks.iter().zip(wanted) {
+            self.core.cache.insert(self.id(), fingerprint, bytes);
+        }
+        Ok(blocks)
+    }
+
+    /// The whole of one block, for a change of a part of it.
+    pub(crate) async fn block_bytes(self: &Arc<Self>, block: BlockAddress) -> Result<Bytes, IoError> {
+        let mut source = self.layers.read().resolve(block);
+        if matches!(source, Source::Pages) {
+            source = match self.pages.lookup_cached(block) {
+                Some(mapped) => Source::from(mapped),
+                None => Source::from(self.page_lookup(block).await?),
+            };
+        }
+        let blocks = self.load_run(&[source]).await?;
+        blocks.into_iter().next().ok_or(IoError::Io)
+    }
+}
+
+fn report(volume: VolumeId, error: &EngineError) -> IoError {
+    tracing::error!(%volume, error = error as &dyn std::error::Error, "blocks cannot be read from the store");
+    IoError::Io
+}
+
+/// How many blocks from the first on stand behind each other in one segment of the journal.
+fn journal_run(sources: &[Source], size: usize) -> usize {
+    let Some(Source::Journal(first)) = sources.first() else { return 1 };
+    let limit = (RUN_BYTES / size).max(1);
+    let behind = |n: usize, source: &Source| matches!(source, Source::Journal(next) if follows(first, next, n * size));
+    sources.iter().take(limit).enumerate().take_while(|(n, source)| *n == 0 || behind(*n, source)).count()
+}
+
+/// How many blocks from the first on are in the same container, in rising order.
+fn stored_run(sources: &[Source]) -> usize {
+    let Some(Source::Stored { location: first, .. }) = sources.first() else { return 1 };
+    let mut last = first.index;
+    let mut run = 1;
+    for source in &sources[1..] {
+        let Source::Stored { location, .. } = source else { break };
+        if location.sco != first.sco || location.ancestor != first.ancestor || location.index <= last {
+            break;
+        }
+        last = location.index;
+        run += 1;
+    }
+    run
+}

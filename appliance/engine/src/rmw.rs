@@ -1,0 +1,139 @@
+//! Changes that do not lie on block boundaries: read the blocks at the edges, change them, write whole blocks.
+//!
+//! The range of blocks is held from before the read until the append, both under the append lock (`ranges.rs`), so a write that
+//! is accepted in between can only be to other blocks.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::FutureExt;
+use lamina_contract::{BlockAddress, IoError, Op, Request, SECTOR_BYTES};
+
+use crate::ranges::RangeId;
+use crate::volume::Volume;
+use crate::write::{Accepted, Staging};
+
+/// How long to wait before the journal is asked for room again.
+const ROOM_POLL: Duration = Duration::from_millis(2);
+
+/// Gives a held range back, whatever happens to its holder.
+struct Held {
+    volume: Arc<Volume>,
+    id: RangeId,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let waiters = {
+            let _append = self.volume.core.journal.lock();
+            self.volume.ranges.lock().release(self.id)
+        };
+        if !waiters.is_empty() {
+            let volume = self.volume.clone();
+            let mut waiters = waiters;
+            // Not from here: the thread that drops may be inside a batch of its own.
+            self.volume.core.runtime.spawn(async move { volume.change(&mut waiters) });
+        }
+    }
+}
+
+impl Volume {
+    /// Takes over a change with edges inside blocks.
+    pub(crate) fn change_partially(self: &Arc<Self>, request: Request) {
+        let range = self.blocks_of(&request);
+        let held = {
+            let _append = self.core.journal.lock();
+            let mut ranges = self.ranges.lock();
+            if ranges.blocks(&range) {
+                ranges.wait(range, request);
+                return;
+            }
+            Held { volume: self.clone(), id: ranges.hold(range.clone()) }
+        };
+        let mut change = Box::pin(self.clone().read_modify_write(request, range, held));
+        // Edges in memory or in the page cache are the rule; only the others are worth a task.
+        if change.as_mut().now_or_never().is_none() {
+            self.core.runtime.spawn(change);
+        }
+    }
+
+    async fn read_modify_write(self: Arc<Self>, request: Request, range: RangeInclusive<BlockAddress>, held: Held) {
+        let edges = match self.edges(request.op, request.start.0, request.sectors.0).await {
+            Ok(edges) => edges,
+            Err(error) => return request.transfer.answer(Err(error)),
+        };
+        let staging = match self.modified_blocks(&request, range, &edges) {
+            Ok(staging) => staging,
+            Err(error) => return request.transfer.answer(Err(error)),
+        };
+        loop {
+            let accepted = {
+                let mut append = self.core.journal.lock();
+                self.accept_locked(&mut append, &staging)
+            };
+            match accepted {
+                Accepted::Yes(sequence) => {
+                    drop(held);
+                    return self.acknowledge(request, sequence);
+                }
+                Accepted::Full => tokio::time::sleep(ROOM_POLL).await,
+                Accepted::Held | Accepted::Failed => return request.transfer.answer(Err(IoError::Halted)),
+            }
+        }
+    }
+
+    /// The blocks that a change of `sectors` from `start` on touches in part: the first, the last, or both.
+    async fn edges(self: &Arc<Self>, op: Op, start: u64, sectors: u64) -> Result<HashMap<u64, Bytes>, IoError> {
+        let per_block = self.block_size().sectors();
+        let mut edges = HashMap::new();
+        // A part of a block cannot be given back, and a discard promises nothing.
+        if op == Op::Discard {
+            return Ok(edges);
+        }
+        for (sector, on_boundary) in [(start, start % per_block == 0), (start + sectors - 1, (start + sectors) % per_block == 0)] {
+            let block = sector / per_block;
+            if !on_boundary && !edges.contains_key(&block) {
+                edges.insert(block, self.block_bytes(BlockAddress(block)).await?);
+            }
+        }
+        Ok(edges)
+    }
+
+    /// The whole blocks of `range` as they will be.
+    fn modified_blocks(
+        &self,
+        request: &Request,
+        range: RangeInclusive<BlockAddress>,
+        edges: &HashMap<u64, Bytes>,
+    ) -> Result<Staging, IoError> {
+        let size = self.block_size();
+        let (start, end) = (request.start.0, request.start.0 + request.sectors.0);
+        let mut staging = Staging::default();
+        for block in range.start().0..=range.end().0 {
+            let (block_start, block_end) = (block * size.sectors(), (block + 1) * size.sectors());
+            let (from, to) = (start.max(block_start), end.min(block_end));
+            let inside = ((from - block_start) * SECTOR_BYTES) as usize..((to - block_start) * SECTOR_BYTES) as usize;
+            let at = ((from - start) * SECTOR_BYTES) as usize;
+            let old = edges.get(&block);
+            match (request.op, old) {
+                (Op::Discard, _) if inside.len() == size.bytes() => staging.add_zeros(BlockAddress(block), 1, false),
+                (Op::Discard, _) => {}
+                (Op::WriteZeroes { unmap }, None) => staging.add_zeros(BlockAddress(block), 1, !unmap),
+                (op, old) => staging.add_block(BlockAddress(block), size.bytes(), |new| {
+                    if let Some(old) = old {
+                        new.copy_from_slice(old);
+                    }
+                    if matches!(op, Op::WriteZeroes { .. }) {
+                        new[inside].fill(0);
+                        return Ok(());
+                    }
+                    request.transfer.copy_out(at, &mut new[inside])
+                })?,
+            }
+        }
+        Ok(staging)
+    }
+}

@@ -1,0 +1,123 @@
+//! Group commit: one fdatasync answers every flush that waits for it, whatever volume it came from.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use lamina_contract::{IoError, Transfer};
+use parking_lot::{Condvar, Mutex};
+
+use crate::journal::Journal;
+use crate::mutant::{self, Mutant};
+
+/// How long an accepted write stays without an fdatasync when nobody flushes: bounds what recovery must re-read.
+const IDLE_SYNC: Duration = Duration::from_secs(1);
+
+struct Waiter {
+    through: u64,
+    transfer: Transfer,
+    /// Set when the answer is good: the volume's next entry follows a sync mark.
+    mark: Option<Arc<AtomicBool>>,
+}
+
+/// The flushes that wait, and the thread that serves them.
+pub(crate) struct Syncer {
+    journal: Arc<Journal>,
+    waiting: Mutex<Vec<Waiter>>,
+    wake: Condvar,
+    threaded: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Syncer {
+    pub(crate) fn new(journal: Arc<Journal>) -> Self {
+        Self {
+            journal,
+            waiting: Mutex::default(),
+            wake: Condvar::new(),
+            threaded: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// Serves flushes from a thread of its own from now on; before, they are served where they come in.
+    pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let weak = Arc::downgrade(self);
+        let thread = std::thread::Builder::new().name("journal-sync".into()).spawn(move || serve(&weak))?;
+        self.threaded.store(true, Ordering::Release);
+        Ok(thread)
+    }
+
+    /// Answers what waits and ends the thread.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake.notify_all();
+    }
+
+    /// Answers `transfer` once batch `through` is durable.
+    pub(crate) fn when_durable(&self, through: u64, transfer: Transfer, mark: Option<Arc<AtomicBool>>) {
+        let waiter = Waiter { through, transfer, mark };
+        if mutant::is(Mutant::FlushBeforeSync) {
+            return answer(waiter, Ok(()));
+        }
+        if self.journal.is_failed() {
+            return answer(waiter, Err(IoError::Halted));
+        }
+        if through <= self.journal.durable() {
+            return answer(waiter, Ok(()));
+        }
+        if self.threaded.load(Ordering::Acquire) {
+            self.waiting.lock().push(waiter);
+            self.wake.notify_one();
+        } else {
+            let result = self.journal.sync().map(|_| ()).map_err(|_| IoError::Io);
+            answer(waiter, result);
+        }
+    }
+
+    fn serve_once(&self) {
+        let waiters = {
+            let mut waiting = self.waiting.lock();
+            if waiting.is_empty() && !self.stop.load(Ordering::Acquire) {
+                self.wake.wait_for(&mut waiting, IDLE_SYNC);
+            }
+            std::mem::take(&mut *waiting)
+        };
+        if waiters.is_empty() && self.journal.durable() == self.journal.accepted() {
+            return;
+        }
+        // Taken before the sync began, so all of them were accepted before it and are covered.
+        let result = match self.journal.sync() {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                if !waiters.is_empty() {
+                    tracing::error!(error = &error as &dyn std::error::Error, flushes = waiters.len(), "flushes failed");
+                }
+                Err(IoError::Io)
+            }
+        };
+        for waiter in waiters {
+            debug_assert!(result.is_err() || waiter.through <= self.journal.durable());
+            answer(waiter, result);
+        }
+    }
+}
+
+fn answer(waiter: Waiter, result: Result<(), IoError>) {
+    if let (Some(mark), Ok(())) = (waiter.mark, result) {
+        mark.store(true, Ordering::Release);
+    }
+    waiter.transfer.answer(result);
+}
+
+fn serve(weak: &Weak<Syncer>) {
+    while let Some(syncer) = weak.upgrade() {
+        syncer.serve_once();
+        if syncer.stop.load(Ordering::Acquire) && syncer.waiting.lock().is_empty() {
+            // A flush that comes later is served where it comes in.
+            syncer.threaded.store(false, Ordering::Release);
+            syncer.serve_once();
+            return;
+        }
+    }
+}
