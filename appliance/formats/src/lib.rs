@@ -3,6 +3,7 @@
 //! Each format has a magic, a version and a checksum that says what it covers; sizes and offsets are asserted at compile time;
 //! golden bytes stand in `tests/`. A released format never changes: a new layout gets a new version number.
 
+pub mod cache;
 pub mod drive;
 pub mod fragment;
 pub mod integrity;
@@ -13,4 +14,4 @@ pub mod sco;
 pub mod tlog;
 pub mod volume;
 
-pub use integrity::{crc32c, FormatError};
+pub use integrity::{FormatError, crc32c};
