@@ -29,11 +29,11 @@ pub enum Backing {
     Null,
 }
 
-/// A running server of one disk.
+/// A running server of one disk or several.
 #[derive(Debug)]
 pub struct StorageDaemon {
     process: Process,
-    socket: PathBuf,
+    sockets: Vec<PathBuf>,
 }
 
 impl StorageDaemon {
@@ -42,37 +42,34 @@ impl StorageDaemon {
     /// # Errors
     /// When QEMU's tools are missing or refuse.
     pub fn start(directory: &Path, name: &str, size: ByteSize, backing: Backing) -> Result<Self, HarnessError> {
-        let file = directory.join(name);
-        let socket = directory.join(format!("{name}.sock"));
-        let node = match backing {
-            Backing::Null => format!("driver=null-co,node-name=disk,size={},read-zeroes=on", size.0),
-            Backing::Raw(cache) => {
-                preallocate(&file, size)?;
-                format!("driver=raw,node-name=disk,discard=unmap,{}", protocol(&file, cache))
-            }
-            Backing::Qcow2(cache) => {
-                if !file.exists() {
-                    image(&file, size)?;
-                }
-                format!("driver=qcow2,node-name=disk,discard=unmap,{}", protocol(&file, cache))
-            }
-        };
-        let export = format!(
-            "type=vhost-user-blk,id=e,addr.type=unix,addr.path={},node-name=disk,writable=on,num-queues=4",
-            socket.display()
-        );
+        Self::start_many(directory, &[name.to_owned()], size, backing)
+    }
+
+    /// Like [`StorageDaemon::start`] with a disk for each name, all of one process.
+    ///
+    /// # Errors
+    /// When QEMU's tools are missing or refuse.
+    pub fn start_many(directory: &Path, names: &[String], size: ByteSize, backing: Backing) -> Result<Self, HarnessError> {
         let mut command = Command::new("qemu-storage-daemon");
-        command.arg("--blockdev").arg(node).arg("--export").arg(export);
-        let mut daemon = Self { process: Process::spawn("qemu-storage-daemon", command)?, socket };
-        daemon.wait_for_socket()?;
+        let mut sockets = Vec::new();
+        for (index, name) in names.iter().enumerate() {
+            let socket = directory.join(format!("{name}.sock"));
+            let node = node(&directory.join(name), index, size, backing)?;
+            let address = format!("addr.type=unix,addr.path={}", socket.display());
+            let export = format!("type=vhost-user-blk,id=e{index},{address},node-name=disk{index},writable=on,num-queues=4");
+            command.arg("--blockdev").arg(node).arg("--export").arg(export);
+            sockets.push(socket);
+        }
+        let mut daemon = Self { process: Process::spawn("qemu-storage-daemon", command)?, sockets };
+        daemon.wait_for_sockets()?;
         Ok(daemon)
     }
 
-    fn wait_for_socket(&mut self) -> Result<(), HarnessError> {
+    fn wait_for_sockets(&mut self) -> Result<(), HarnessError> {
         let limit = Duration::from_secs(30);
         let until = Instant::now() + limit;
         let (program, waiting_for) = ("qemu-storage-daemon".to_owned(), "socket".to_owned());
-        while !self.socket.exists() {
+        while !self.sockets.iter().all(|socket| socket.exists()) {
             if let Some(status) = self.process.ended() {
                 std::thread::sleep(Duration::from_millis(20));
                 return Err(HarnessError::Ended { program, status: status.to_string(), waiting_for, log: self.process.log_tail() });
@@ -85,10 +82,16 @@ impl StorageDaemon {
         Ok(())
     }
 
-    /// Where it listens.
+    /// Where the first disk is served.
     #[must_use]
     pub fn socket(&self) -> &Path {
-        &self.socket
+        &self.sockets[0]
+    }
+
+    /// Where the disks are served, in the order of their names.
+    #[must_use]
+    pub fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
     }
 
     /// The process.
@@ -101,6 +104,22 @@ impl StorageDaemon {
     pub fn pid(&self) -> i32 {
         self.process.pid()
     }
+}
+
+fn node(file: &Path, index: usize, size: ByteSize, backing: Backing) -> Result<String, HarnessError> {
+    Ok(match backing {
+        Backing::Null => format!("driver=null-co,node-name=disk{index},size={},read-zeroes=on", size.0),
+        Backing::Raw(cache) => {
+            preallocate(file, size)?;
+            format!("driver=raw,node-name=disk{index},discard=unmap,{}", protocol(file, cache))
+        }
+        Backing::Qcow2(cache) => {
+            if !file.exists() {
+                image(file, size)?;
+            }
+            format!("driver=qcow2,node-name=disk{index},discard=unmap,{}", protocol(file, cache))
+        }
+    })
 }
 
 fn protocol(file: &Path, cache: Cache) -> String {

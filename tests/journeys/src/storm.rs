@@ -148,8 +148,10 @@ impl Storm {
     }
 }
 
-/// The number of cycles that the environment asks for, or the default of a test run.
+/// The number of cycles that the environment asks for, or the default of a test run; forty times that in a soak
+/// (`LAMINA_SOAK`).
 #[must_use]
 pub fn cycles_from_environment(variable: &str, default: usize) -> usize {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    let usual = if std::env::var_os("LAMINA_SOAK").is_some() { default * 40 } else { default };
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }

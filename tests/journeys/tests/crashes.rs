@@ -1,6 +1,6 @@
 //! The real daemon dies, in every way, under clients that stamp every sector; an oracle looks at what is left.
 //!
-//! `LAMINA_KILL_CYCLES` (25) and `LAMINA_POWER_CYCLES` (10) set how long it goes on; `LAMINA_SEED` repeats a run.
+//! `LAMINA_KILL_CYCLES` (25) and `LAMINA_POWER_CYCLES` (10) set how long it goes on, `LAMINA_SOAK` makes both forty times as long; `LAMINA_SEED` repeats a run.
 
 use std::collections::BTreeSet;
 use std::process::Command;

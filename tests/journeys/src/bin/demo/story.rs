@@ -42,7 +42,7 @@ impl Story {
     }
 
     pub(crate) fn row(&self, name: &str, value: &str) {
-        println!("   {name:<52}{:>24}", self.bold(value));
+        println!("   {name:<52}{}", self.bold(&format!("{value:>20}")));
     }
 
     pub(crate) fn end(&self) {
