@@ -1,0 +1,319 @@
+//! One target: whether it can be used now, how it has done, and every call to it.
+//!
+//! States: *active*; *missing* (known, no store attached); *set aside* after a device error, a time-out or three failures in a row. A
+//! target that is set aside is asked again after a pause that doubles from one second to a minute: one caller's operation is the
+//! probe. A *full* target is active for reads, and for writes again after a few seconds.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use lamina_contract::{Clock, Timestamp};
+use object_store::ObjectStore;
+use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
+
+use crate::error::TargetFault;
+use crate::placement::{FailureDomain, Place, TargetId};
+
+const FAILURES: u32 = 3;
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+const FULL_PAUSE: Duration = Duration::from_secs(5);
+
+/// A member of a distributor's pool.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Who it is; for a drive its identity.
+    pub id: TargetId,
+    /// The store; `None` for a member that is known but missing.
+    pub store: Option<Arc<dyn ObjectStore>>,
+    /// What fails together with it.
+    pub domain: FailureDomain,
+    /// Its capacity, in any unit that all targets share.
+    pub weight: u64,
+}
+
+/// How a target is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetState {
+    /// Reads and writes.
+    Active,
+    /// Reads; no space for writes.
+    Full,
+    /// Known to the pool, not attached.
+    Missing,
+    /// Failed: left alone but for a probe now and then.
+    SetAside,
+}
+
+/// What is visible of a target.
+#[derive(Debug, Clone)]
+pub struct TargetHealth {
+    /// Who it is.
+    pub id: TargetId,
+    /// Its failure domain.
+    pub domain: FailureDomain,
+    /// Now.
+    pub state: TargetState,
+    /// When it came into this state.
+    pub since: Timestamp,
+    /// Fragment bytes written since the start.
+    pub bytes_written: u64,
+    /// Fragment bytes read since the start.
+    pub bytes_read: u64,
+    /// Failed operations since the start.
+    pub errors: u64,
+    /// The last failure in words.
+    pub last_error: Option<Arc<str>>,
+}
+
+/// What a store is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Read,
+    Write,
+    /// Nothing else is left: also a target that is set aside.
+    LastResort,
+}
+
+#[derive(Debug)]
+struct Condition {
+    state: TargetState,
+    since: Timestamp,
+    failures: u32,
+    pause: Duration,
+    /// When it may be tried again (set aside, full).
+    retry_at: Option<Instant>,
+    last_error: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct TargetSlot {
+    pub(crate) place: Place,
+    store: RwLock<Option<Arc<dyn ObjectStore>>>,
+    condition: Mutex<Condition>,
+    clock: ClockRef,
+    written: AtomicU64,
+    read: AtomicU64,
+    errors: AtomicU64,
+}
+
+struct ClockRef(Arc<dyn Clock>);
+
+impl std::fmt::Debug for ClockRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+impl TargetSlot {
+    pub(crate) fn new(target: Target, clock: Arc<dyn Clock>) -> Self {
+        let state = if target.store.is_some() { TargetState::Active } else { TargetState::Missing };
+        let since = clock.wall();
+        Self {
+            place: Place { id: target.id, domain: target.domain, weight: target.weight.max(1) },
+            store: RwLock::new(target.store),
+            condition: Mutex::new(Condition { state, since, failures: 0, pause: PAUSE_MIN, retry_at: None, last_error: None }),
+            clock: ClockRef(clock),
+            written: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        }
+    }
+
+    /// Attaches a store that came back, or takes one away.
+    pub(crate) fn attach(&self, store: Option<Arc<dyn ObjectStore>>) {
+        let state = if store.is_some() { TargetState::Active } else { TargetState::Missing };
+        *self.store.write() = store;
+        let mut condition = self.condition.lock();
+        condition.failures = 0;
+        condition.pause = PAUSE_MIN;
+        self.enter(&mut condition, state, None);
+    }
+
+    pub(crate) fn health(&self) -> TargetHealth {
+        let condition = self.condition.lock();
+        TargetHealth {
+            id: self.place.id,
+            domain: self.place.domain.clone(),
+            state: condition.state,
+            since: condition.since,
+            bytes_written: self.written.load(Ordering::Relaxed),
+            bytes_read: self.read.load(Ordering::Relaxed),
+            errors: self.errors.load(Ordering::Relaxed),
+            last_error: condition.last_error.clone(),
+        }
+    }
+
+    /// Whether [`TargetSlot::store_for`] would give a store, without counting as a probe.
+    pub(crate) fn is_usable(&self, purpose: Purpose) -> bool {
+        if self.store.read().is_none() {
+            return false;
+        }
+        let condition = self.condition.lock();
+        let due = condition.retry_at.is_none_or(|at| at <= Instant::now());
+        match (condition.state, purpose) {
+            (TargetState::Missing, _) => false,
+            (TargetState::Active, _) | (TargetState::Full, Purpose::Read) | (_, Purpose::LastResort) => true,
+            (TargetState::Full | TargetState::SetAside, _) => due,
+        }
+    }
+
+    fn store_for(&self, purpose: Purpose) -> Option<Arc<dyn ObjectStore>> {
+        let store = self.store.read().clone()?;
+        let mut condition = self.condition.lock();
+        let now = Instant::now();
+        let due = condition.retry_at.is_none_or(|at| at <= now);
+        match (condition.state, purpose) {
+            (TargetState::Missing, _) => return None,
+            (TargetState::Active, _) | (TargetState::Full, Purpose::Read) | (_, Purpose::LastResort) => {}
+            (TargetState::Full | TargetState::SetAside, _) if !due => return None,
+            // This caller is the probe; the others wait for its outcome.
+            (TargetState::SetAside, _) => condition.retry_at = Some(now + condition.pause),
+            (TargetState::Full, _) => condition.retry_at = Some(now + FULL_PAUSE),
+        }
+        Some(store)
+    }
+
+    /// Calls the store within `patience` and keeps score.
+    pub(crate) async fn call<T, F>(
+        &self,
+        purpose: Purpose,
+        patience: Patience,
+        operation: impl FnOnce(Arc<dyn ObjectStore>) -> F,
+    ) -> Result<T, TargetFault>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        let store = self.store_for(purpose).ok_or(TargetFault::Absent)?;
+        let outcome = match tokio::time::timeout(patience.limit(), operation(store)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(TargetFault::of(error)),
+            Err(_) => Err(TargetFault::TimedOut),
+        };
+        match (&outcome, patience) {
+            // Impatience says nothing about the target.
+            (Err(TargetFault::TimedOut), Patience::Hedge(_)) => {}
+            (Ok(_), _) => self.succeeded(purpose),
+            (Err(fault), _) => self.failed(fault),
+        }
+        outcome
+    }
+
+    /// A store for a write that goes on by itself when its caller is tired of waiting; the caller keeps score.
+    pub(crate) fn store_for_write(&self) -> Option<Arc<dyn ObjectStore>> {
+        self.store_for(Purpose::Write)
+    }
+
+    /// A write succeeded.
+    pub(crate) fn wrote(&self) {
+        self.succeeded(Purpose::Write);
+    }
+
+    fn succeeded(&self, purpose: Purpose) {
+        let mut condition = self.condition.lock();
+        condition.failures = 0;
+        let back = match condition.state {
+            TargetState::SetAside => true,
+            TargetState::Full => purpose == Purpose::Write,
+            TargetState::Active | TargetState::Missing => false,
+        };
+        if back {
+            condition.pause = PAUSE_MIN;
+            self.enter(&mut condition, TargetState::Active, None);
+        }
+    }
+
+    pub(crate) fn failed(&self, fault: &TargetFault) {
+        if matches!(fault, TargetFault::Missing | TargetFault::Absent) {
+            // The target answered well: it does not have it.
+            return;
+        }
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        let mut condition = self.condition.lock();
+        condition.last_error = Some(describe(fault).into());
+        if condition.state == TargetState::Missing {
+            return;
+        }
+        match fault {
+            TargetFault::Full => {
+                if condition.state == TargetState::Active {
+                    self.enter(&mut condition, TargetState::Full, Some(FULL_PAUSE));
+                }
+            }
+            TargetFault::Device(_) | TargetFault::TimedOut => self.set_aside(&mut condition),
+            TargetFault::Store(_) => {
+                condition.failures += 1;
+                if condition.failures >= FAILURES || condition.state == TargetState::SetAside {
+                    self.set_aside(&mut condition);
+                }
+            }
+            // Rot is the fragment's, not the target's: counted, repaired, no reason to lose the other fragments.
+            TargetFault::Damaged(_) | TargetFault::Wrong | TargetFault::Missing | TargetFault::Absent => {}
+        }
+    }
+
+    fn set_aside(&self, condition: &mut Condition) {
+        let again = condition.state == TargetState::SetAside;
+        if again {
+            condition.pause = (condition.pause * 2).min(PAUSE_MAX);
+        }
+        let pause = condition.pause;
+        self.enter(condition, TargetState::SetAside, Some(pause));
+    }
+
+    fn enter(&self, condition: &mut Condition, state: TargetState, pause: Option<Duration>) {
+        condition.retry_at = pause.map(|pause| Instant::now() + pause);
+        if condition.state != state {
+            let before = condition.state;
+            condition.state = state;
+            condition.since = self.clock.0.wall();
+            let cause = condition.last_error.as_deref().unwrap_or("-");
+            match state {
+                TargetState::Active => tracing::info!(target_id = %self.place.id, ?before, "target is in use again"),
+                _ => tracing::warn!(target_id = %self.place.id, ?before, ?state, cause, "target's state changed"),
+            }
+        }
+    }
+
+    pub(crate) fn count_written(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_read(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// How long a call may take, and what it means when it takes longer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// After this the target has failed.
+    Until(Duration),
+    /// After this somebody else is asked; it says nothing about the target.
+    Hedge(Duration),
+}
+
+impl Patience {
+    fn limit(self) -> Duration {
+        match self {
+            Self::Until(limit) | Self::Hedge(limit) => limit,
+        }
+    }
+}
+
+fn describe(fault: &TargetFault) -> String {
+    use std::error::Error;
+    use std::fmt::Write;
+    let mut text = fault.to_string();
+    let mut cause = fault.source();
+    while let Some(error) = cause {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text.truncate(text.floor_char_boundary(300));
+    text
+}
