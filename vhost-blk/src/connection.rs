@@ -5,6 +5,7 @@
 //! that is refused something gets its negative reply, if it asked for replies, and the end of the stream.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +16,9 @@ use std::time::{Duration, Instant};
 use lamina_contract::BlockDevice;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
+use rustix::io::IoSliceMut;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use crate::counters::Counters;
@@ -29,6 +32,8 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pace of looking for the rest of a header.
 const HEADER_TICK: Duration = Duration::from_millis(5);
 const HEADER_BYTES: usize = 12;
+/// `SCM_MAX_FD`.
+const KERNEL_MAX_DESCRIPTORS: usize = 253;
 
 /// Closes the stream under the connection's thread.
 struct CloseStream(UnixStream);
@@ -45,6 +50,7 @@ enum Awaited {
     HungUp,
     Stop,
     TooSlow,
+    TooManyDescriptors,
 }
 
 /// Serves `stream` until either side ends it. Answers how many requests were left unanswered.
@@ -86,6 +92,7 @@ fn receive(handler: &mut BackendReqHandler<Mutex<Frontend>>, stream: &UnixStream
             Awaited::Message => handler.handle_request()?,
             Awaited::HungUp | Awaited::Stop => return Ok(()),
             Awaited::TooSlow => return Err(Error::PartialMessage),
+            Awaited::TooManyDescriptors => return Err(Error::IncorrectFds),
         }
     }
 }
@@ -102,10 +109,10 @@ fn await_header(stream: &UnixStream, stopping: &Stopping) -> Result<Awaited, Err
         if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
             return Ok(Awaited::Stop);
         }
-        let mut header = [0u8; HEADER_BYTES];
-        match recv(stream, &mut header, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Ok((0, _)) => return Ok(if begun.is_some() { Awaited::TooSlow } else { Awaited::HungUp }),
-            Ok((HEADER_BYTES, _)) => return Ok(Awaited::Message),
+        match peek_header(stream) {
+            Ok(Peeked { descriptors_fit: false, .. }) => return Ok(Awaited::TooManyDescriptors),
+            Ok(Peeked { bytes: 0, .. }) => return Ok(if begun.is_some() { Awaited::TooSlow } else { Awaited::HungUp }),
+            Ok(Peeked { bytes: HEADER_BYTES.., .. }) => return Ok(Awaited::Message),
             Ok(_) => {
                 if begun.get_or_insert_with(Instant::now).elapsed() >= MESSAGE_TIMEOUT {
                     return Ok(Awaited::TooSlow);
@@ -116,4 +123,23 @@ fn await_header(stream: &UnixStream, stopping: &Stopping) -> Result<Awaited, Err
             Err(error) => return Err(error),
         }
     }
+}
+
+struct Peeked {
+    bytes: usize,
+    descriptors_fit: bool,
+}
+
+/// Looks at a header and the descriptors that come with it without taking them. The `vhost` crate takes too many descriptors
+/// for a passing failure and would wait for the header again, for ever.
+fn peek_header(stream: &UnixStream) -> Result<Peeked, Errno> {
+    let mut header = [0u8; HEADER_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KERNEL_MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let message = recvmsg(stream, &mut [IoSliceMut::new(&mut header)], &mut control, flags)?;
+    // Peeking makes copies of the descriptors; dropping the messages closes them.
+    let count: usize = control.drain().map(|m| if let RecvAncillaryMessage::ScmRights(fds) = m { fds.count() } else { 0 }).sum();
+    let descriptors_fit = count <= MAX_ATTACHED_FD_ENTRIES && !message.flags.contains(ReturnFlags::CTRUNC);
+    Ok(Peeked { bytes: message.bytes, descriptors_fit })
 }

@@ -12,6 +12,10 @@ mod completion;
 mod config;
 mod connection;
 mod counters;
+#[cfg(feature = "test-driver")]
+pub mod driver;
+#[cfg(feature = "test-driver")]
+pub mod driver_queue;
 mod frontend;
 mod memory;
 mod options;
