@@ -38,7 +38,7 @@ pub trait Appliance: Send + Sync + 'static {
     /// `InvalidRequest`, `Conflict`, or why it could not be made.
     fn create(&self, request: &CreateVolume) -> Result<Volume, Problem>;
 
-    /// Deletes a volume that is not attached.
+    /// Deletes a volume that no guest uses.
     ///
     /// # Errors
     /// `NotFound`, `Conflict`, or why it could not be deleted.

@@ -113,7 +113,7 @@ impl Client {
         self.ask(Method::POST, paths::VOLUMES, Some(request)).await
     }
 
-    /// Deletes a volume that is not attached.
+    /// Deletes a volume that no guest uses.
     ///
     /// # Errors
     /// [`ClientError`].

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum TargetState {
     /// Takes and gives fragments.
     Up,
+    /// Gives fragments and has no space to take any.
+    Full,
     /// Failing or slow; set aside and probed.
     Suspect,
     /// Not there.
@@ -20,6 +22,7 @@ impl TargetState {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",
+            Self::Full => "full",
             Self::Suspect => "suspect",
             Self::Missing => "missing",
         }
@@ -41,12 +44,14 @@ pub struct Target {
     pub capacity_bytes: u64,
     /// Free bytes, 0 when unknown.
     pub free_bytes: u64,
-    /// Fragments read from it since the daemon started.
-    pub reads: u64,
-    /// Fragments written to it.
-    pub writes: u64,
+    /// Bytes of fragments read from it since the daemon started.
+    pub read_bytes: u64,
+    /// Bytes of fragments written to it.
+    pub written_bytes: u64,
     /// Calls that failed.
     pub errors: u64,
+    /// The last failure in words.
+    pub last_error: Option<String>,
 }
 
 /// All targets of the pool.

@@ -95,9 +95,9 @@ pub struct VolumeCounters {
     pub flushes: u64,
     /// Requests that were answered with an error.
     pub errors: u64,
-    /// Bytes that needed no new data: zeros and blocks that the volume had.
+    /// Bytes that needed no new data: blocks that the volume had already.
     pub deduplicated_bytes: u64,
-    /// Bytes of containers and logs that the store has taken.
+    /// Bytes of containers that the store has taken.
     pub stored_bytes: u64,
     /// Bytes that only the journal holds until the store has them.
     pub pending_bytes: u64,

@@ -28,7 +28,7 @@ Exit codes:
   2  the command line is wrong
   3  no such volume
   4  no daemon answers
-  5  the present state forbids it (name taken, volume attached)"
+  5  the present state forbids it (name taken, volume in use)"
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -194,10 +194,10 @@ Examples:
         #[arg(value_parser = VolumeName::new)]
         name: VolumeName,
     },
-    /// Deletes a volume and all its data. It must be detached.
+    /// Deletes a volume and all its data. No guest may be using it.
     #[command(after_long_help = "\
 Examples:
-  lamina volume detach web && lamina volume delete web
+  lamina volume delete web
   lamina volume delete web --yes
 
 On a terminal the name must be typed again; in scripts say --yes.")]

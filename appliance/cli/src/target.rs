@@ -18,7 +18,7 @@ pub(crate) async fn run(verb: &TargetVerb, client: &Client, output: Output, out:
 }
 
 fn table(list: &TargetList) -> Table {
-    let mut table = output::columns(&["TARGET", "STATE", "FREE", "CAPACITY", "READS", "WRITES", "ERRORS", "IDENTITY", "PATH"]);
+    let mut table = output::columns(&["TARGET", "STATE", "FREE", "CAPACITY", "READ", "WRITTEN", "ERRORS", "IDENTITY", "PATH"]);
     for target in &list.targets {
         let space = |bytes: u64| if bytes == 0 { "-".to_owned() } else { size(bytes) };
         table.add_row([
@@ -26,8 +26,8 @@ fn table(list: &TargetList) -> Table {
             target.state.as_str().to_owned(),
             space(target.free_bytes),
             space(target.capacity_bytes),
-            target.reads.to_string(),
-            target.writes.to_string(),
+            size(target.read_bytes),
+            size(target.written_bytes),
             target.errors.to_string(),
             target.id.clone(),
             target.path.clone().unwrap_or_else(|| "-".to_owned()),

@@ -79,7 +79,7 @@ impl Appliance for Fake {
             created: "2026-01-01T00:00:00Z".to_owned(),
             state: VolumeState::Attached,
             socket: Some(format!("/run/lamina/vhost/{}.sock", request.name)),
-            connected: false,
+            connected: request.name == "busy",
             epoch: 1,
             generation: 0,
             counters: VolumeCounters::default(),
@@ -89,8 +89,8 @@ impl Appliance for Fake {
     }
 
     fn delete(&self, name: &VolumeName) -> Result<(), Problem> {
-        if self.volume(name)?.state == VolumeState::Attached {
-            return Err(Problem::new(ProblemKind::Conflict, format!("volume '{name}' is attached")).advise("detach it first"));
+        if self.volume(name)?.connected {
+            return Err(Problem::new(ProblemKind::Conflict, format!("a guest uses volume '{name}'")).advise("shut the guest down"));
         }
         self.0.lock().remove(name.as_str());
         Ok(())
@@ -118,9 +118,10 @@ impl Appliance for Fake {
             state,
             capacity_bytes: 1 << 40,
             free_bytes: 1 << 39,
-            reads: 1,
-            writes: 2,
+            read_bytes: 1,
+            written_bytes: 2,
             errors: 0,
+            last_error: None,
         };
         let targets = vec![target(0, TargetState::Up, Some("/srv/d0")), target(1, TargetState::Missing, None)];
         Ok(TargetList { policy: "4+2".to_owned(), targets })
@@ -277,12 +278,12 @@ fn detach_removes_the_socket_and_attach_brings_it_back() {
 }
 
 #[test]
-fn delete_wants_a_yes_and_a_detached_volume() {
+fn delete_wants_a_yes_and_no_guest() {
     let daemon = daemon();
     daemon.ok(&["volume", "create", "web", "--size", "1GiB"]);
+    daemon.ok(&["volume", "create", "busy", "--size", "1GiB"]);
     assert!(daemon.fails(2, &["volume", "delete", "web"]).contains("advice: add --yes"));
-    assert!(daemon.fails(5, &["volume", "delete", "web", "--yes"]).contains("detach it first"));
-    daemon.ok(&["volume", "detach", "web"]);
+    assert!(daemon.fails(5, &["volume", "delete", "busy", "--yes"]).contains("advice: shut the guest down"));
     assert!(daemon.ok(&["volume", "delete", "web", "--yes"]).contains("deleted"));
     daemon.fails(3, &["volume", "delete", "web", "--yes"]);
     daemon.fails(3, &["volume", "delete", "web"]);
