@@ -16,7 +16,7 @@ use lamina_contract::{CoordinationError, Epoch, Fingerprint, Generation, ScoNumb
 use lamina_formats::manifest::{Manifest, Term};
 use lamina_formats::tlog::{self, TlogEntry, TlogIdentity, TlogOp};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectStoreExt, PutPayload};
 use parking_lot::RwLock;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
@@ -32,8 +32,8 @@ use crate::volume::Volume;
 const UPLOADS: usize = 8;
 /// Manifests that stay behind the current one, for a reader that came late and for recovery without Coordination.
 const KEEP_MANIFESTS: usize = 4;
-/// Entries in TLogs since the last checkpoint after which the next is due: what a restart replays in about a second.
-const REPLAY_ENTRIES: u64 = 1_000_000;
+/// Entries in TLogs since the last checkpoint after which the next is due: what a restart replays in well under a second.
+const REPLAY_ENTRIES: u64 = 500_000;
 /// First wait after a store's refusal; doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -61,12 +61,16 @@ struct Upload {
     container: Arc<Inflight>,
     tlog: Vec<TlogEntry>,
     object: Option<Bytes>,
-    put: Option<JoinHandle<()>>,
+    put: Option<JoinHandle<Result<(), Halted>>>,
     data_blocks: u64,
     reference_blocks: u64,
     /// Bounds the memory of sealed objects over all volumes.
     _permit: OwnedSemaphorePermit,
 }
+
+/// The volume was halted meanwhile: nothing more is stored.
+#[derive(Debug)]
+struct Halted;
 
 impl Behind {
     /// Continues from `manifest`; `replayed` entries came from its TLogs since the last checkpoint.
@@ -127,23 +131,37 @@ impl Volume {
                 }
             }
             // What is under way is committed even if nothing can follow it.
-            let Some(front) = state.uploads.front_mut() else { break trouble.map_or(Ok(()), Err)? };
-            if let Some(put) = &mut front.put
-                && put.await.is_err()
-            {
-                // A panic in a store: the same bytes go again under the same key.
-                tracing::error!(volume = %self.id(), sco = front.container.number.0, "a put ended abnormally; it is repeated");
-                front.put = front.object.clone().map(|object| self.send(front.container.number, object));
-                continue;
+            if state.uploads.is_empty() {
+                break trouble.map_or(Ok(()), Err)?;
             }
-            front.put = None;
-            let done = state.uploads.iter().take_while(|u| u.put.as_ref().is_none_or(JoinHandle::is_finished)).count();
-            self.commit(&mut state, done).await?;
-            if self.is_halted() {
+            let Ok(stored) = self.settle(&mut state).await else { return Ok(()) };
+            if self.commit(&mut state, stored).await.is_err() {
                 return Ok(());
             }
         }
         self.checkpoint_if_due(&mut state).await
+    }
+
+    /// Waits for the first upload, and counts those behind it that are stored by then too.
+    async fn settle(self: &Arc<Self>, state: &mut State) -> Result<usize, Halted> {
+        let mut stored = 0;
+        while let Some(upload) = state.uploads.get_mut(stored) {
+            if let Some(put) = &mut upload.put {
+                if stored > 0 && !put.is_finished() {
+                    break;
+                }
+                let Ok(result) = put.await else {
+                    // A panic in a store: the same bytes go again under the same key.
+                    tracing::error!(volume = %self.id(), sco = upload.container.number.0, "a put ended abnormally; it is repeated");
+                    upload.put = upload.object.clone().map(|object| self.send(upload.container.number, object));
+                    continue;
+                };
+                result?;
+                upload.put = None;
+            }
+            stored += 1;
+        }
+        Ok(stored)
     }
 
     /// Seals the next closed container and sends it off; false when there is none.
@@ -175,19 +193,20 @@ impl Volume {
     }
 
     /// Starts putting a container.
-    fn send(self: &Arc<Self>, number: ScoNumber, object: Bytes) -> JoinHandle<()> {
+    fn send(self: &Arc<Self>, number: ScoNumber, object: Bytes) -> JoinHandle<Result<(), Halted>> {
         let key = self.namespace().sco(self.epoch(), number);
         let volume = self.clone();
         self.core.runtime.spawn(async move {
             failpoint::hit(failpoint::SCO_BEFORE_PUT);
             volume.counters.sco_bytes.fetch_add(object.len() as u64, Ordering::Relaxed);
-            volume.put_until_stored(&key, object).await;
+            let stored = volume.put_until_stored(&key, object).await;
             failpoint::hit(failpoint::SCO_AFTER_PUT);
+            stored
         })
     }
 
     /// Commits the first `count` uploads, whose objects are stored: TLog, manifest, decision, memory.
-    async fn commit(self: &Arc<Self>, state: &mut State, count: usize) -> Result<(), EngineError> {
+    async fn commit(self: &Arc<Self>, state: &mut State, count: usize) -> Result<(), Halted> {
         let batch: Vec<Upload> = state.uploads.drain(..count).collect();
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(()) };
         let number = TlogNumber(state.manifest.last_tlog.0 + 1);
@@ -210,14 +229,11 @@ impl Volume {
         let key = self.namespace().tlog(self.epoch(), number);
         if mutant::is(Mutant::ManifestBeforeTlog) {
             self.decide(state, next).await?;
-            self.put_until_stored(&key, object).await;
+            self.put_until_stored(&key, object).await?;
         } else {
-            self.put_until_stored(&key, object).await;
+            self.put_until_stored(&key, object).await?;
             failpoint::hit(failpoint::TLOG_AFTER_PUT);
             self.decide(state, next).await?;
-        }
-        if self.is_halted() {
-            return Ok(());
         }
         state.entries_since_checkpoint += entries.len() as u64;
         // A stored location may be asked for as soon as the layers show it.
@@ -239,16 +255,17 @@ impl Volume {
     }
 
     /// Stores `next` as the next generation and has it decided. Halts the volume when another writer won.
-    async fn decide(self: &Arc<Self>, state: &mut State, mut next: Manifest) -> Result<(), EngineError> {
+    async fn decide(self: &Arc<Self>, state: &mut State, mut next: Manifest) -> Result<(), Halted> {
         next.generation = Generation(state.manifest.generation.0 + 1);
         next.epoch = self.epoch();
         next.time = self.core.clock.wall();
         let key = self.namespace().manifest(next.generation, next.epoch);
-        self.put_until_stored(&key, Bytes::from(next.encode())).await;
+        self.put_until_stored(&key, Bytes::from(next.encode())).await?;
         failpoint::hit(failpoint::MANIFEST_AFTER_PUT);
         let mut wait = FIRST_WAIT;
         loop {
-            match self.core.coordination.advance(self.ownership(), next.generation) {
+            let (coordination, owner, generation) = (self.core.coordination.clone(), self.ownership(), next.generation);
+            match self.core.run_heavy(move || coordination.advance(owner, generation)).await.ok_or(Halted)? {
                 Ok(()) => break,
                 Err(CoordinationError::Unavailable { doing, cause }) => {
                     // The outcome is unknown: it may have been decided. Running volumes go on, so ask until it is known.
@@ -263,7 +280,7 @@ impl Volume {
                 Err(error) => {
                     tracing::error!(volume = %self.id(), error = &error as &dyn std::error::Error, "volume lost its ownership; it is halted");
                     self.halt();
-                    return Ok(());
+                    return Err(Halted);
                 }
             }
         }
@@ -296,14 +313,14 @@ impl Volume {
     }
 
     /// Puts an object, however long the store refuses: until then the journal holds what it is made of.
-    async fn put_until_stored(&self, key: &Path, object: Bytes) {
+    async fn put_until_stored(&self, key: &Path, object: Bytes) -> Result<(), Halted> {
         let mut wait = FIRST_WAIT;
-        loop {
+        while !self.is_halted() {
             match self.core.store.put(key, PutPayload::from_bytes(object.clone())).await {
                 Ok(_) => {
                     self.counters.stored_objects.fetch_add(1, Ordering::Relaxed);
                     self.core.store_works(true);
-                    return;
+                    return Ok(());
                 }
                 Err(error) => {
                     self.counters.store_failures.fetch_add(1, Ordering::Relaxed);
@@ -315,6 +332,7 @@ impl Volume {
             tokio::time::sleep(wait.mul_f64(jitter)).await;
             wait = (wait * 2).min(LONGEST_WAIT);
         }
+        Err(Halted)
     }
 
     async fn checkpoint_if_due(self: &Arc<Self>, state: &mut State) -> Result<(), EngineError> {
@@ -339,8 +357,7 @@ impl Volume {
         next.map_root = outcome.root.to_bytes().to_vec();
         next.next_map_object = outcome.next_object;
         next.checkpoint_tlog = through;
-        self.decide(state, next).await?;
-        if self.is_halted() {
+        if self.decide(state, next).await.is_err() {
             return Ok(());
         }
         self.pages.install(outcome.root);

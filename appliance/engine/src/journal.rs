@@ -94,7 +94,6 @@ pub(crate) struct Written {
 
 /// The journal; see the module's header.
 pub(crate) struct Journal {
-    disk: Arc<dyn Disk>,
     id: u64,
     segment_bytes: u64,
     segments: u64,
@@ -145,7 +144,7 @@ impl Journal {
     ) -> Result<Self, JournalError> {
         let shape = JournalError::Shape { bytes: config.bytes, segment_bytes: config.segment_bytes };
         let page = PAGE as u64;
-        if config.segment_bytes % page != 0
+        if !config.segment_bytes.is_multiple_of(page)
             || config.segment_bytes < MIN_SEGMENT_BYTES
             || config.segment_bytes / page > u64::from(u32::MAX)
             || config.bytes / config.segment_bytes < MIN_SEGMENTS
@@ -169,7 +168,6 @@ impl Journal {
 
         let walk = Walk::over(present, fresh_id)?;
         let journal = Self {
-            disk,
             id: walk.id,
             segment_bytes,
             segments,
@@ -462,12 +460,6 @@ impl Journal {
     pub(crate) fn segment_bytes(&self) -> u64 {
         self.segment_bytes
     }
-
-    /// The disk under it, for tests that look at names.
-    #[cfg(test)]
-    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
-        &self.disk
-    }
 }
 
 struct Found {
@@ -523,7 +515,7 @@ fn present_segments(disk: &Arc<dyn Disk>) -> Result<Vec<FreeSegment>, JournalErr
         let Some(slot) = name.strip_prefix("journal-").and_then(|n| n.strip_suffix(".seg")) else { continue };
         let Ok(slot) = slot.parse() else { continue };
         let file = disk.open(&name).map_err(failed("opening a segment"))?;
-        if file.len() >= MIN_SEGMENT_BYTES && file.len() % PAGE as u64 == 0 {
+        if file.len() >= MIN_SEGMENT_BYTES && file.len().is_multiple_of(PAGE as u64) {
             present.push(FreeSegment { slot, file });
         }
     }

@@ -182,7 +182,7 @@ impl Budget {
         // Per journal block: 16 B entry, 12 B place, about 20 B in the recent layer. Per cache slot: 48 B of index.
         let fixed = config.journal.bytes / PAGE as u64 * 48 + config.cache_bytes / PAGE as u64 * 48;
         // Sealed containers with their parity on the way, queues' buffers, code and stacks.
-        let fixed = fixed + (UPLOAD_PERMITS as u64 * 8 << 20) + (48 << 20);
+        let fixed = fixed + ((UPLOAD_PERMITS as u64 * 8) << 20) + (48 << 20);
         let least = 32 << 20;
         let error = EngineError::MemoryCap { cap: config.memory_cap, need: fixed + least };
         let rest = config.memory_cap.checked_sub(fixed).filter(|rest| *rest >= least).ok_or(error)?;
@@ -276,7 +276,7 @@ impl Node {
     /// When its size makes no sense, its name is taken, or the store or registry refuse.
     pub async fn create(&self, spec: VolumeSpec) -> Result<Arc<Volume>, EngineError> {
         let block = u64::from(spec.block_size.get());
-        if spec.size_bytes == 0 || spec.size_bytes % block != 0 || spec.size_bytes > LARGEST_VOLUME {
+        if spec.size_bytes == 0 || !spec.size_bytes.is_multiple_of(block) || spec.size_bytes > LARGEST_VOLUME {
             return Err(EngineError::VolumeSize { size_bytes: spec.size_bytes, block_size: spec.block_size.get() });
         }
         let record = VolumeRecord {

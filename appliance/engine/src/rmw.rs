@@ -54,7 +54,8 @@ impl Volume {
             Held { volume: self.clone(), id: ranges.hold(range.clone()) }
         };
         let mut change = Box::pin(self.clone().read_modify_write(request, range, held));
-        // Edges in memory or in the page cache are the rule; only the others are worth a task.
+        // Edges in memory or in the page cache are the rule; only the others are worth a task. Timers and stores need the runtime.
+        let _runtime = self.core.runtime.enter();
         if change.as_mut().now_or_never().is_none() {
             self.core.runtime.spawn(change);
         }
@@ -93,7 +94,7 @@ impl Volume {
         if op == Op::Discard {
             return Ok(edges);
         }
-        for (sector, on_boundary) in [(start, start % per_block == 0), (start + sectors - 1, (start + sectors) % per_block == 0)] {
+        for (sector, on_boundary) in [(start, start.is_multiple_of(per_block)), (start + sectors - 1, (start + sectors).is_multiple_of(per_block))] {
             let block = sector / per_block;
             if !on_boundary && !edges.contains_key(&block) {
                 edges.insert(block, self.block_bytes(BlockAddress(block)).await?);

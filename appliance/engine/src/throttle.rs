@@ -19,7 +19,6 @@ pub(crate) struct Throttle {
     capacity: u64,
     unstored: AtomicU64,
     drained: AtomicU64,
-    accepted: AtomicU64,
     /// Bytes that may be admitted above the high-water mark.
     budget: AtomicU64,
     /// Smoothed drain rate in bytes per second.
@@ -35,7 +34,6 @@ impl Throttle {
             capacity: bytes.saturating_sub(2 * segment_bytes).max(segment_bytes),
             unstored: AtomicU64::new(0),
             drained: AtomicU64::new(0),
-            accepted: AtomicU64::new(0),
             budget: AtomicU64::new(0),
             drain_rate: AtomicU64::new(0),
             last_drained: AtomicU64::new(0),
@@ -46,7 +44,6 @@ impl Throttle {
     /// `bytes` went into the journal.
     pub(crate) fn accepted(&self, bytes: u64) {
         self.unstored.fetch_add(bytes, Ordering::AcqRel);
-        self.accepted.fetch_add(bytes, Ordering::AcqRel);
     }
 
     /// `bytes` of the journal are not needed any more.
@@ -63,11 +60,6 @@ impl Throttle {
     /// Bytes that wait for the store.
     pub(crate) fn unstored(&self) -> u64 {
         self.unstored.load(Ordering::Acquire)
-    }
-
-    /// Bytes accepted since the start.
-    pub(crate) fn accepted_bytes(&self) -> u64 {
-        self.accepted.load(Ordering::Acquire)
     }
 
     /// Whether the store must be fed at full speed.

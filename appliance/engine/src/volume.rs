@@ -204,7 +204,7 @@ impl Volume {
         let sectors = self.block_size().sectors();
         let mut whole = Vec::with_capacity(requests.len());
         for request in requests.drain(..) {
-            if request.start.0 % sectors == 0 && request.sectors.0 % sectors == 0 {
+            if request.start.0.is_multiple_of(sectors) && request.sectors.0.is_multiple_of(sectors) {
                 whole.push(request);
             } else {
                 self.change_partially(request);

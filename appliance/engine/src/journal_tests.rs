@@ -1,0 +1,166 @@
+//! The journal alone: order, full and recycled segments, what recovery accepts.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use lamina_contract::{BlockAddress, Disk, Location, ScoNumber, Timestamp, VolumeId};
+use lamina_formats::crc32c;
+use lamina_formats::journal::{JournalEntry, JournalOp, PAGE};
+use lamina_stores::MemoryDisk;
+
+use super::{Journal, JournalConfig, JournalError, SegmentUse};
+
+const CONFIG: JournalConfig = JournalConfig { bytes: 16 << 20, segment_bytes: 4 << 20 };
+
+fn disk() -> Arc<dyn Disk> {
+    Arc::new(MemoryDisk::default())
+}
+
+/// Opens the journal and returns the blocks that it replays, with who holds their segments.
+fn open(disk: &Arc<dyn Disk>) -> (Journal, Vec<u64>, Vec<Arc<SegmentUse>>) {
+    let (mut blocks, mut held) = (Vec::new(), Vec::new());
+    let journal = Journal::open(disk.clone(), CONFIG, 77, |batch| {
+        blocks.extend(batch.entries.iter().map(|e| e.block.0));
+        held.push(batch.segment.clone());
+    });
+    (journal.expect("a journal"), blocks, held)
+}
+
+/// Appends one block whose bytes are all `fill`.
+fn append(journal: &Journal, block: u64, fill: u8) -> Result<Arc<SegmentUse>, JournalError> {
+    let data = vec![fill; PAGE];
+    let entry = JournalEntry {
+        volume: VolumeId(1),
+        block: BlockAddress(block),
+        location: Location { ancestor: 0, sco: ScoNumber(1), index: 0 },
+        op: JournalOp::Data { crc: crc32c(&data), pages: 1 },
+        after_sync: false,
+    };
+    let mut append = journal.lock();
+    journal.reserve(&mut append, 1, data.len())?;
+    Ok(journal.write(&mut append, Timestamp(1), &[entry], &data)?.segment)
+}
+
+#[test]
+fn what_was_appended_replays_in_order() {
+    let disk = disk();
+    let (journal, replayed, _) = open(&disk);
+    assert!(replayed.is_empty());
+    for block in 0..100 {
+        append(&journal, block, block as u8 + 1).expect("append");
+    }
+    drop(journal);
+    let (_, replayed, _) = open(&disk);
+    assert_eq!(replayed, (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn replay_stops_at_a_batch_whose_data_is_damaged_and_new_batches_follow_the_good_ones() {
+    let disk = disk();
+    let (journal, ..) = open(&disk);
+    for block in 0..10 {
+        append(&journal, block, 9).expect("append");
+    }
+    drop(journal);
+    // Batch n (from 0) has its header at page 1 + 2n and its data behind it.
+    let file = disk.open("journal-00000.seg").expect("segment");
+    file.write_at((1 + 2 * 6 + 1) * PAGE as u64, &[IoSlice::new(b"rot")]).expect("damage");
+    let (journal, replayed, _) = open(&disk);
+    assert_eq!(replayed, (0..6).collect::<Vec<_>>());
+    append(&journal, 1000, 1).expect("append");
+    drop(journal);
+    // The left-overs 7, 8, 9 are intact, but the newer segment holds the truth from batch 7 on.
+    let (_, replayed, _) = open(&disk);
+    assert_eq!(replayed, [0, 1, 2, 3, 4, 5, 1000]);
+}
+
+#[test]
+fn damage_below_the_durable_watermark_is_reported() {
+    let disk = disk();
+    let (journal, ..) = open(&disk);
+    let mut held = Vec::new();
+    for block in 0..1200 {
+        held.push(append(&journal, block, 9).expect("append"));
+        if block == 600 {
+            journal.sync().expect("sync");
+        }
+    }
+    drop((journal, held));
+    let file = disk.open("journal-00000.seg").expect("segment");
+    file.write_at((1 + 2 * 3) * PAGE as u64, &[IoSlice::new(b"rot")]).expect("damage a header");
+    let (journal, replayed, _) = open(&disk);
+    assert_eq!(replayed, [0, 1, 2], "nothing is trusted because a later one is present");
+    assert!(journal.is_damaged(), "a later segment tells that batch 600 had been durable");
+}
+
+#[test]
+fn a_full_journal_says_so_and_goes_on_once_its_oldest_segment_is_let_go() {
+    let disk = disk();
+    let (journal, ..) = open(&disk);
+    let mut held = Vec::new();
+    let mut block = 0;
+    let full = loop {
+        match append(&journal, block, 3) {
+            Ok(segment) => held.push(segment),
+            Err(error) => break error,
+        }
+        block += 1;
+    };
+    assert!(matches!(full, JournalError::Full), "{full}");
+    // Two pages a batch, one page of header a segment, four segments.
+    assert_eq!(block, 4 * (1024 - 1) / 2 / 4 * 4);
+    let first = held[0].clone();
+    held.retain(|segment| !Arc::ptr_eq(segment, &first));
+    assert!(append(&journal, block, 3).is_err(), "somebody still holds the oldest");
+    drop(first);
+    append(&journal, block, 3).expect("room again");
+    drop((journal, held));
+    let (_, replayed, _) = open(&disk);
+    assert_eq!(replayed.first(), Some(&511), "the recycled segment's batches are gone");
+    assert_eq!(replayed.last(), Some(&block));
+}
+
+#[test]
+fn a_sync_covers_every_segment_since_the_last_one() {
+    let disk = disk();
+    let (journal, ..) = open(&disk);
+    let mut held = Vec::new();
+    for block in 0..1200 {
+        held.push(append(&journal, block, 1).expect("append"));
+    }
+    assert_eq!(journal.sync().expect("sync"), 1200);
+    assert_eq!((journal.durable(), journal.accepted(), journal.syncs()), (1200, 1200, 1));
+    assert_eq!(journal.sync().expect("nothing to do"), 1200);
+    assert_eq!(journal.syncs(), 1);
+}
+
+#[test]
+fn another_journals_left_overs_do_not_replay() {
+    let disk = disk();
+    let (journal, ..) = open(&disk);
+    append(&journal, 5, 5).expect("append");
+    drop(journal);
+    // Wiped headers: the segments are as good as new, whatever batches they hold.
+    for slot in 0..4 {
+        let file = disk.open(&format!("journal-{slot:05}.seg")).expect("segment");
+        file.write_at(0, &[IoSlice::new(&[0; PAGE])]).expect("wipe");
+    }
+    let mut replayed = 0;
+    let journal = Journal::open(disk.clone(), CONFIG, 78, |_| replayed += 1).expect("a journal");
+    append(&journal, 6, 6).expect("append");
+    drop(journal);
+    let (_, blocks, _) = open(&disk);
+    assert_eq!((replayed, blocks), (0, vec![6]));
+}
+
+#[test]
+fn a_shape_that_cannot_turn_is_refused() {
+    for config in [
+        JournalConfig { bytes: 8 << 20, segment_bytes: 4 << 20 },
+        JournalConfig { bytes: 16 << 20, segment_bytes: 1 << 20 },
+        JournalConfig { bytes: 64 << 20, segment_bytes: (4 << 20) + 512 },
+    ] {
+        let opened = Journal::open(disk(), config, 1, |_| ());
+        assert!(matches!(opened, Err(JournalError::Shape { .. })));
+    }
+}
