@@ -11,8 +11,8 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 assets=${LAMINA_ASSETS:-$root/.assets}
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
-# Linker and assembler for the build (nasm and autotools build ISA-L), then what guests and baselines are made of.
-packages="gcc libc6-dev make pkg-config nasm autoconf automake libtool busybox-static e2fsprogs fdisk util-linux mount procps"
+# For the build (nasm and autotools build ISA-L, libclang reads its headers), then what guests and baselines are made of.
+packages="gcc libc6-dev make pkg-config nasm autoconf automake libtool libclang-dev busybox-static e2fsprogs fdisk util-linux mount procps"
 backports="qemu-system-x86 qemu-utils"
 
 say() { printf 'install-packages: %s\n' "$*"; }
