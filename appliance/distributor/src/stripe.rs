@@ -57,11 +57,6 @@ impl Layout {
         header_len(self.pages()) as u64
     }
 
-    /// Header and data.
-    pub(crate) fn file_len(&self) -> u64 {
-        self.header_len() + self.fragment_len()
-    }
-
     /// The pieces that hold bytes `range` of the object.
     pub(crate) fn pieces(&self, range: &Range<u64>) -> Vec<Piece> {
         let each = self.fragment_len();
