@@ -22,7 +22,7 @@ use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use crate::counters::Counters;
-use crate::frontend::Frontend;
+use crate::frontend::{Frontend, has_hung_up};
 use crate::options::ServerOptions;
 use crate::stopping::Stopping;
 use crate::worker::{Alarm, Disk};
@@ -49,7 +49,7 @@ enum Awaited {
     Message,
     HungUp,
     Stop,
-    TooSlow,
+    Incomplete,
     TooManyDescriptors,
 }
 
@@ -91,7 +91,7 @@ fn receive(handler: &mut BackendReqHandler<Mutex<Frontend>>, stream: &UnixStream
         match await_header(stream, stopping).map_err(|error| Error::SocketBroken(error.into()))? {
             Awaited::Message => handler.handle_request()?,
             Awaited::HungUp | Awaited::Stop => return Ok(()),
-            Awaited::TooSlow => return Err(Error::PartialMessage),
+            Awaited::Incomplete => return Err(Error::PartialMessage),
             Awaited::TooManyDescriptors => return Err(Error::IncorrectFds),
         }
     }
@@ -111,11 +111,12 @@ fn await_header(stream: &UnixStream, stopping: &Stopping) -> Result<Awaited, Err
         }
         match peek_header(stream) {
             Ok(Peeked { descriptors_fit: false, .. }) => return Ok(Awaited::TooManyDescriptors),
-            Ok(Peeked { bytes: 0, .. }) => return Ok(if begun.is_some() { Awaited::TooSlow } else { Awaited::HungUp }),
+            Ok(Peeked { bytes: 0, .. }) => return Ok(if begun.is_some() { Awaited::Incomplete } else { Awaited::HungUp }),
             Ok(Peeked { bytes: HEADER_BYTES.., .. }) => return Ok(Awaited::Message),
+            Ok(_) if has_hung_up(stream) => return Ok(Awaited::Incomplete),
             Ok(_) => {
                 if begun.get_or_insert_with(Instant::now).elapsed() >= MESSAGE_TIMEOUT {
-                    return Ok(Awaited::TooSlow);
+                    return Ok(Awaited::Incomplete);
                 }
                 std::thread::sleep(HEADER_TICK);
             }

@@ -353,11 +353,13 @@ fn plausible_noise(lab: &Lab) {
         let mut back = std::collections::BTreeSet::new();
         for _ in &heads {
             lab.release();
-            let (head, _) = queue.wait(Duration::from_millis(200)).or_else(|| {
-                lab.release();
-                queue.wait(PATIENCE)
-            })
-            .unwrap_or_else(|| panic!("round {round}: a chain never came back"));
+            let (head, _) = queue
+                .wait(Duration::from_millis(200))
+                .or_else(|| {
+                    lab.release();
+                    queue.wait(PATIENCE)
+                })
+                .unwrap_or_else(|| panic!("round {round}: a chain never came back"));
             assert!(back.insert(head as u16), "round {round}: head {head} came back twice");
         }
         assert_eq!(back, heads, "round {round}");

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use lamina_vhost_blk::driver::{GUEST_BASE, NEED_REPLY, Setup, SharedMemory, USER_BASE, VERSION, mem_table, message, single_region};
+use lamina_vhost_blk::driver::{
+    GUEST_BASE, NEED_REPLY, Setup, SharedMemory, USER_BASE, VERSION, mem_table, message, single_region,
+};
 use lamina_vhost_blk::driver_queue::{DriverQueue, IN, OUT, UNTOUCHED};
 
 use crate::{HELD_FROM, Lab, PATIENCE, expect_closed};

@@ -3,14 +3,13 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
-use lamina_vhost_blk::driver::{FrontEnd, NEED_REPLY, Setup, VERSION, message, pair};
+use lamina_vhost_blk::driver::{NEED_REPLY, Setup, VERSION, message, pair};
 use lamina_vhost_blk::driver_queue::{DriverQueue, IN};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::{Lab, PATIENCE, expect_closed};
+use crate::{Lab, expect_closed};
 
 pub const CASES: &[(&str, fn(&Lab))] = &[
     ("connects and says nothing", |lab| drop(lab.connect())),
@@ -232,26 +231,4 @@ fn eventfd() -> File {
 
 fn some_file() -> File {
     File::open("/proc/self/status").expect("a file")
-}
-
-#[test]
-fn a_front_end_that_stops_in_the_middle_of_a_message_is_cut_off_and_hinders_nobody() {
-    let dir = tempfile::tempdir().expect("dir");
-    let disk = || std::sync::Arc::new(lamina_vhost_blk::RamDisk::new(lamina_contract::SectorCount(64)));
-    let bind = |name: &str| lamina_vhost_blk::Server::bind(dir.path().join(name), disk(), Default::default()).expect("server");
-    let (slow_header, slow_body, honest, stopped) = (bind("a"), bind("b"), bind("c"), bind("d"));
-    let header = FrontEnd::connect(slow_header.path()).expect("connect");
-    header.send_bytes(&[1, 0, 0, 0, 1], &[]).expect("half a header");
-    let body = FrontEnd::connect(slow_body.path()).expect("connect");
-    body.send_claiming(message::SET_FEATURES, VERSION, 8, &[], &[]).expect("no body");
-    let waiting = FrontEnd::connect(stopped.path()).expect("connect");
-    waiting.send_bytes(&[1, 0, 0, 0, 1], &[]).expect("half a header");
-    std::thread::sleep(Duration::from_millis(20));
-    let (_front, _, mut queues) = FrontEnd::start(honest.path(), Setup::default()).expect("start");
-    assert_eq!(queues[0].run(IN, 0, &mut [0; 512]), 0);
-    let start = std::time::Instant::now();
-    stopped.stop();
-    assert!(start.elapsed() < Duration::from_secs(1), "half a message must not hold up a stop");
-    assert!(header.is_closed_within(PATIENCE) && body.is_closed_within(PATIENCE));
-    assert_eq!((slow_header.counters().protocol_errors, slow_body.counters().protocol_errors), (1, 1));
 }
