@@ -54,6 +54,42 @@ pub struct Toxics {
     pub stale: f64,
 }
 
+/// Ends the world after so many changes: what several stores that share it do afterwards fails, as after a power cut.
+#[derive(Debug)]
+pub struct Fuse {
+    /// `u64::MAX` for ever.
+    left: AtomicU64,
+    blown: AtomicBool,
+}
+
+impl Default for Fuse {
+    fn default() -> Self {
+        Self { left: AtomicU64::new(u64::MAX), blown: AtomicBool::new(false) }
+    }
+}
+
+impl Fuse {
+    /// Allows this many further changes; the next one, and everything after it, fails. `None` lifts it.
+    pub fn set(&self, changes: Option<u64>) {
+        self.left.store(changes.unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.blown.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether it has blown.
+    #[must_use]
+    pub fn is_blown(&self) -> bool {
+        self.blown.load(Ordering::SeqCst)
+    }
+
+    fn lets_through(&self, change: bool) -> bool {
+        let spend = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
+        if change && self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_err() {
+            self.blown.store(true, Ordering::SeqCst);
+        }
+        !self.is_blown()
+    }
+}
+
 /// The wrapper. Cheap to clone; clones share their controls.
 #[derive(Clone)]
 pub struct FlakyStore {
@@ -67,8 +103,7 @@ struct Controls {
     down: AtomicBool,
     full: AtomicBool,
     slow: Mutex<Option<Duration>>,
-    /// Changes (puts, deletes, copies) still allowed before everything fails; `u64::MAX` for ever.
-    changes_left: AtomicU64,
+    fuse: Arc<Fuse>,
     operations: AtomicU64,
     changes: AtomicU64,
     faults: AtomicU64,
@@ -79,13 +114,19 @@ impl FlakyStore {
     /// Wraps `inner`; no faults until they are asked for.
     #[must_use]
     pub fn new(inner: Arc<dyn ObjectStore>, seed: u64) -> Self {
+        Self::with_fuse(inner, seed, Arc::default())
+    }
+
+    /// Wraps `inner`; shares its fuse with others.
+    #[must_use]
+    pub fn with_fuse(inner: Arc<dyn ObjectStore>, seed: u64, fuse: Arc<Fuse>) -> Self {
         let controls = Controls {
             random: Mutex::new(StdRng::seed_from_u64(seed)),
             toxics: Mutex::default(),
             down: AtomicBool::new(false),
             full: AtomicBool::new(false),
             slow: Mutex::new(None),
-            changes_left: AtomicU64::new(u64::MAX),
+            fuse,
             operations: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             faults: AtomicU64::new(0),
@@ -114,9 +155,9 @@ impl FlakyStore {
         *self.controls.slow.lock() = delay;
     }
 
-    /// After this many further changes everything fails, as after a crash; `None` lifts it.
+    /// After this many further changes everything fails, as after a crash; `None` lifts it. See [`Fuse::set`].
     pub fn cut_after(&self, changes: Option<u64>) {
-        self.controls.changes_left.store(changes.unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.controls.fuse.set(changes);
     }
 
     /// Operations that were asked for.
@@ -219,14 +260,7 @@ impl Controls {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        let spend = |left: u64| match left {
-            u64::MAX => Some(left),
-            _ if changes => left.checked_sub(1),
-            0 => None,
-            _ => Some(left),
-        };
-        let cut = self.changes_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_err();
-        if cut || self.down.load(Ordering::SeqCst) {
+        if !self.fuse.lets_through(changes) || self.down.load(Ordering::SeqCst) {
             return Err(self.fault(Errno::IO));
         }
         if dice.error {

@@ -20,7 +20,7 @@ mod vectored;
 
 pub use drive::{DriveSpace, DriveStore};
 pub use fault::{FaultKind, StoreFault, fault_kind, is_device_error, is_full, is_gone};
-pub use flaky::{FlakyStore, Toxics};
+pub use flaky::{FlakyStore, Fuse, Toxics};
 pub use identity::{DriveError, DriveState};
 pub use local_disk::LocalDisk;
 pub use memory::MemoryStore;

@@ -10,13 +10,14 @@ use futures::stream::TryStreamExt;
 use lamina_contract::ManualClock;
 use lamina_distributor::{Distributor, DistributorOptions, FailureDomain, Target, TargetId};
 use lamina_formats::drive::PoolId;
-use lamina_stores::{FlakyStore, MemoryStore};
+use lamina_stores::{FlakyStore, Fuse, MemoryStore};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
 
 /// Targets that can be spoilt, and a distributor over them.
 pub struct Pool {
     pub stores: Vec<FlakyStore>,
+    pub fuse: Arc<Fuse>,
     pub clock: Arc<ManualClock>,
     pub distributor: Distributor,
 }
@@ -32,12 +33,20 @@ impl Pool {
     }
 
     pub fn with(policy: &str, targets: usize, change: impl FnOnce(&mut DistributorOptions)) -> Self {
-        let stores: Vec<FlakyStore> = (0..targets).map(|n| FlakyStore::new(Arc::new(MemoryStore::new()), n as u64)).collect();
+        Self::seeded(policy, targets, 0, change)
+    }
+
+    /// The seed decides what chance does on each target.
+    pub fn seeded(policy: &str, targets: usize, seed: u64, change: impl FnOnce(&mut DistributorOptions)) -> Self {
+        let fuse = Arc::new(Fuse::default());
+        let stores: Vec<FlakyStore> = (0..targets)
+            .map(|n| FlakyStore::with_fuse(Arc::new(MemoryStore::new()), seed * 1000 + n as u64, Arc::clone(&fuse)))
+            .collect();
         let clock = Arc::new(ManualClock::default());
         let mut options = options(policy, &clock);
         change(&mut options);
         let distributor = over(&stores, options);
-        Self { stores, clock, distributor }
+        Self { stores, fuse, clock, distributor }
     }
 
     /// Another distributor over the same targets, as after a restart: it knows nothing.
@@ -68,11 +77,11 @@ impl Pool {
     }
 
     pub fn heal(&self) {
+        self.fuse.set(None);
         for (n, store) in self.stores.iter().enumerate() {
             store.set_down(false);
             store.set_full(false);
             store.set_slow(None);
-            store.cut_after(None);
             store.set_toxics(lamina_stores::Toxics::default());
             // Whatever was set aside is taken back at once.
             self.distributor.set_target(TargetId(n as u128 + 1), Some(Arc::new(store.clone())));
