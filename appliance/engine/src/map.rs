@@ -1,0 +1,332 @@
+//! The checkpointed map of a volume: block address → zero, or location and fingerprint, in copy-on-write pages.
+//!
+//! ```text
+//! manifest ─→ root page ─→ directory (1024 leaves) ─→ leaf (1024 blocks)       each page in a map object, by reference
+//! lookup: memory (`pages`) → local page store (`page_store`) → object store, checked against the reference at each step
+//! ```
+//! Invariants: a page is believed only when volume, kind, number, place, length and CRC are those the reference to it says; a page
+//! that cannot be had is an error, never zeros. What the root does not reach is zero.
+//!
+//! Opening reads the root page only. A crash at any moment leaves the root that the manifest names, with every page it reaches:
+//! a checkpoint writes new objects under numbers never used before, and what it makes dead is deleted by its caller after the next
+//! manifest is decided. The making of a checkpoint is in `checkpoint.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lamina_contract::{BlockAddress, Epoch, Fingerprint, Location, VolumeId};
+use lamina_formats::FormatError;
+use lamina_formats::map::{FANOUT, MapObject, MapRoot, Page, PageId, PageKind, PageRef, RootPage};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use parking_lot::{Mutex, RwLock};
+
+use crate::delta::{LEAF_BLOCKS, LeafNumber};
+use crate::page_store::ObjectKey;
+use crate::pages::PageCache;
+
+/// With a local page store, so much is fetched with a page: its neighbours are likely to be wanted.
+const FETCH_BYTES: u64 = 256 << 10;
+
+/// What a block has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mapped {
+    /// Zeros: never written, or discarded.
+    Zero,
+    /// Data.
+    At {
+        /// Where its bytes are.
+        location: Location,
+        /// Of its bytes.
+        fingerprint: Fingerprint,
+    },
+}
+
+/// Why the map could not be read or checkpointed.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The object store failed, or lacks an object.
+    #[error("{doing} map object {object}")]
+    Store {
+        /// What was being done.
+        doing: &'static str,
+        /// Which object.
+        object: Path,
+        /// Why.
+        #[source]
+        source: object_store::Error,
+    },
+    /// The store answered with other bytes than were written.
+    #[error("map object {object} is damaged at {offset}")]
+    Damaged {
+        /// Which object.
+        object: Path,
+        /// The page's place.
+        offset: u32,
+        /// How.
+        #[source]
+        source: FormatError,
+    },
+}
+
+/// What the root page says, ready for use.
+#[derive(Debug, Default)]
+pub(crate) struct RootState {
+    pub(crate) root: Option<MapRoot>,
+    /// Ascending.
+    pub(crate) directories: Vec<(u64, PageRef)>,
+    /// Live and total bytes.
+    pub(crate) objects: BTreeMap<MapObject, (u64, u64)>,
+}
+
+/// Numbers of objects that were or may have been put.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
+    /// The first number not used in this process.
+    pub(crate) next: u64,
+    /// Objects of checkpoints that failed: nothing will ever refer to them.
+    pub(crate) abandoned: Vec<MapObject>,
+}
+
+/// See the file's header.
+pub struct CheckpointedMap {
+    pub(crate) volume: VolumeId,
+    pub(crate) store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    pub(crate) cache: Arc<PageCache>,
+    state: RwLock<Arc<RootState>>,
+    /// What the last checkpoint made, until it is installed.
+    pub(crate) prepared: Mutex<Option<Arc<RootState>>>,
+    pub(crate) attempts: Mutex<Attempts>,
+    /// One checkpoint at a time.
+    pub(crate) checkpointing: tokio::sync::Mutex<()>,
+}
+
+impl std::fmt::Debug for CheckpointedMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CheckpointedMap({}, {:?})", self.volume, self.state().root)
+    }
+}
+
+impl CheckpointedMap {
+    /// Opens the map that `root` names; `None` is the map of a new volume, all zeros. Objects are `<prefix>/map/<epoch>-<number>`.
+    ///
+    /// # Errors
+    /// [`MapError`] when the root page cannot be had.
+    pub async fn open(
+        volume: VolumeId,
+        store: Arc<dyn ObjectStore>,
+        prefix: Path,
+        root: Option<MapRoot>,
+        cache: Arc<PageCache>,
+    ) -> Result<Self, MapError> {
+        let map = Self {
+            volume,
+            store,
+            prefix,
+            cache,
+            state: RwLock::default(),
+            prepared: Mutex::default(),
+            attempts: Mutex::default(),
+            checkpointing: tokio::sync::Mutex::default(),
+        };
+        if let Some(root) = root {
+            let id = map.id(PageKind::Root, 0);
+            let bytes = map.load(id, &root.0).await?;
+            let parsed = Page::known(&bytes, id, &root.0).and_then(|page| RootPage::parse(&page));
+            let parsed = parsed.map_err(|source| map.damaged(&root.0, source))?;
+            let objects = parsed.objects.iter().map(|entry| (entry.object, (entry.live, entry.total))).collect();
+            *map.state.write() = Arc::new(RootState { root: Some(root), directories: parsed.directories, objects });
+        }
+        Ok(map)
+    }
+
+    /// The root that lookups use.
+    #[must_use]
+    pub fn root(&self) -> Option<MapRoot> {
+        self.state().root
+    }
+
+    /// What a block has, if that can be told without waiting; `None` asks for [`CheckpointedMap::lookup`].
+    #[must_use]
+    pub fn lookup_cached(&self, block: BlockAddress) -> Option<Mapped> {
+        let leaf = LeafNumber::of(block);
+        let state = self.state();
+        let Some(directory) = state.directory(directory_of(leaf)) else { return Some(Mapped::Zero) };
+        let id = self.id(PageKind::Directory, directory_of(leaf));
+        let bytes = self.cache.get(id, &directory)?;
+        let Some(at) = Page::known(&bytes, id, &directory).ok()?.leaf(index_of_leaf(leaf)) else { return Some(Mapped::Zero) };
+        let id = self.id(PageKind::Leaf, leaf.0);
+        let bytes = self.cache.get(id, &at)?;
+        let page = Page::known(&bytes, id, &at).ok()?;
+        Some(mapped(page.block(index_of(block))))
+    }
+
+    /// What a block has.
+    ///
+    /// # Errors
+    /// [`MapError`] when a page cannot be had.
+    pub async fn lookup(&self, block: BlockAddress) -> Result<Mapped, MapError> {
+        let mut out = Vec::with_capacity(1);
+        self.lookup_range(block, 1, &mut out).await?;
+        Ok(out.first().copied().unwrap_or(Mapped::Zero))
+    }
+
+    /// Appends what `count` blocks from `first` on have.
+    ///
+    /// # Errors
+    /// [`MapError`] when a page cannot be had; `out` is as it was then.
+    pub async fn lookup_range(&self, first: BlockAddress, count: u64, out: &mut Vec<Mapped>) -> Result<(), MapError> {
+        let before = out.len();
+        loop {
+            let state = self.state();
+            match self.lookup_in(&state, first, count, out).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    out.truncate(before);
+                    // A new root was installed meanwhile, and what only the old one reached may be deleted.
+                    if Arc::ptr_eq(&state, &self.state()) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn lookup_in(&self, state: &RootState, first: BlockAddress, count: u64, out: &mut Vec<Mapped>) -> Result<(), MapError> {
+        let end = first.0.saturating_add(count);
+        let mut at = first.0;
+        while at < end {
+            let leaf = LeafNumber::of(BlockAddress(at));
+            let stop = LeafNumber(leaf.0 + 1).first_block().0.min(end);
+            match self.leaf(state, leaf).await? {
+                None => out.extend((at..stop).map(|_| Mapped::Zero)),
+                Some((place, bytes)) => {
+                    let page = self.known(&bytes, self.id(PageKind::Leaf, leaf.0), &place)?;
+                    out.extend((at..stop).map(|block| mapped(page.block(index_of(BlockAddress(block))))));
+                }
+            }
+            at = stop;
+        }
+        Ok(())
+    }
+
+    /// Makes the last checkpoint's root the one that lookups use: call it when a manifest that names it is decided.
+    ///
+    /// # Panics
+    /// When `root` is not the last checkpoint's: a caller's bug.
+    pub fn install(&self, root: MapRoot) {
+        let prepared = self.prepared.lock().take();
+        let next = prepared.filter(|state| state.root == Some(root));
+        #[expect(clippy::expect_used, reason = "installing a root that was not prepared would lose the map")]
+        let next = next.expect("the root of the last checkpoint");
+        let before = std::mem::replace(&mut *self.state.write(), next.clone());
+        for object in before.objects.keys().filter(|object| !next.objects.contains_key(object)) {
+            self.cache.forget(&ObjectKey { volume: self.volume, object: *object });
+        }
+    }
+
+    pub(crate) fn state(&self) -> Arc<RootState> {
+        self.state.read().clone()
+    }
+
+    pub(crate) const fn id(&self, kind: PageKind, number: u64) -> PageId {
+        PageId { volume: self.volume, kind, number }
+    }
+
+    /// An object's key.
+    #[must_use]
+    pub fn object_key(&self, epoch: Epoch, number: u64) -> Path {
+        self.prefix.clone().join("map").join(format!("{:08x}-{number:010x}", epoch.0))
+    }
+
+    pub(crate) fn damaged(&self, at: &PageRef, source: FormatError) -> MapError {
+        MapError::Damaged { object: self.object_key(at.object.epoch, at.object.number), offset: at.offset, source }
+    }
+
+    pub(crate) fn known<'a>(&self, bytes: &'a [u8], id: PageId, at: &PageRef) -> Result<Page<'a>, MapError> {
+        Page::known(bytes, id, at).map_err(|source| self.damaged(at, source))
+    }
+
+    /// A leaf's page; `None` when the root does not reach one.
+    async fn leaf(&self, state: &RootState, leaf: LeafNumber) -> Result<Option<(PageRef, Arc<[u8]>)>, MapError> {
+        let Some(directory) = state.directory(directory_of(leaf)) else { return Ok(None) };
+        let id = self.id(PageKind::Directory, directory_of(leaf));
+        let bytes = self.load(id, &directory).await?;
+        let Some(at) = self.known(&bytes, id, &directory)?.leaf(index_of_leaf(leaf)) else { return Ok(None) };
+        let bytes = self.load(self.id(PageKind::Leaf, leaf.0), &at).await?;
+        Ok(Some((at, bytes)))
+    }
+
+    /// A page, checked, by way of memory and the local page store.
+    pub(crate) async fn load(&self, id: PageId, at: &PageRef) -> Result<Arc<[u8]>, MapError> {
+        if let Some(page) = self.cache.get(id, at) {
+            return Ok(page);
+        }
+        let bytes = match self.cache.local(id, at) {
+            Some(bytes) => bytes,
+            None => self.fetch(id, at).await?,
+        };
+        let page: Arc<[u8]> = bytes.into();
+        self.cache.keep(id, at, &page);
+        Ok(page)
+    }
+
+    /// A page from the object store, checked; it and its neighbours go to the local page store.
+    async fn fetch(&self, id: PageId, at: &PageRef) -> Result<Vec<u8>, MapError> {
+        let key = self.object_key(at.object.epoch, at.object.number);
+        let mut range = at.range();
+        if self.cache.local_store().is_some()
+            && let Some((_, total)) = self.state().objects.get(&at.object)
+        {
+            range.end = range.end.max((range.start + FETCH_BYTES).min(*total));
+        }
+        let got = self.store.get_range(&key, range).await;
+        let mut bytes = got.map_err(|source| MapError::Store { doing: "reading", object: key, source })?;
+        self.cache.count_fetch();
+        let own = bytes.split_to(bytes.len().min(at.length as usize));
+        Page::read(&own, id, at).map_err(|source| self.damaged(at, source))?;
+        if let Some(local) = self.cache.local_store() {
+            let mut pages: Vec<(u32, &[u8])> = vec![(at.offset, &own)];
+            let mut rest = &bytes[..];
+            // Neighbours are checked when they are used; a page that was cut ends the list.
+            while let Ok(page) = Page::first(rest) {
+                let (this, next) = rest.split_at(page.at.length as usize);
+                if page.at.object != at.object {
+                    break;
+                }
+                pages.push((page.at.offset, this));
+                rest = next;
+            }
+            local.put_batch(&ObjectKey { volume: self.volume, object: at.object }, &pages);
+        }
+        Ok(own.to_vec())
+    }
+}
+
+impl RootState {
+    pub(crate) fn directory(&self, number: u64) -> Option<PageRef> {
+        let place = self.directories.binary_search_by_key(&number, |entry| entry.0).ok()?;
+        self.directories.get(place).map(|entry| entry.1)
+    }
+}
+
+pub(crate) const fn directory_of(leaf: LeafNumber) -> u64 {
+    leaf.0 / FANOUT as u64
+}
+
+pub(crate) const fn index_of_leaf(leaf: LeafNumber) -> u16 {
+    (leaf.0 % FANOUT as u64) as u16
+}
+
+const fn index_of(block: BlockAddress) -> u16 {
+    (block.0 % LEAF_BLOCKS as u64) as u16
+}
+
+fn mapped(block: Option<(Location, Fingerprint)>) -> Mapped {
+    block.map_or(Mapped::Zero, |(location, fingerprint)| Mapped::At { location, fingerprint })
+}
+
+#[cfg(test)]
+#[path = "map_tests.rs"]
+mod tests;
