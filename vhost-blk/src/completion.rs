@@ -276,6 +276,11 @@ impl Completions {
         }
     }
 
+    /// How many reads are unanswered.
+    pub(crate) fn in_flight_reads(&self) -> u32 {
+        self.reads.load(Ordering::Acquire)
+    }
+
     /// How many requests are unanswered.
     pub(crate) fn in_flight(&self) -> u32 {
         self.reads.load(Ordering::Acquire) + self.others.load(Ordering::Acquire)

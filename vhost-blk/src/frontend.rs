@@ -112,19 +112,19 @@ impl Frontend {
         }
         let mut left = 0;
         for running in &detached {
+            let reads = running.completions.in_flight_reads();
             running.completions.revoke_reads(false);
             self.wait(&running.completions, Patience::WithoutFrontEnd, |outstanding| outstanding != Outstanding::Others);
-            left += running.completions.in_flight();
-        }
-        for worker in &self.workers {
-            worker.send(Command::Exit);
+            left += reads + running.completions.in_flight();
         }
         for worker in self.workers.drain(..) {
+            worker.send(Command::Exit);
+            // It ends at once unless the device keeps it inside submit; then it is left behind and ends when that returns.
             let patience = Instant::now() + Duration::from_secs(1);
-            while left > 0 && worker.is_running() && Instant::now() < patience {
-                std::thread::sleep(TICK);
+            while worker.is_running() && Instant::now() < patience {
+                std::thread::sleep(Duration::from_micros(200));
             }
-            if left == 0 || !worker.is_running() {
+            if !worker.is_running() {
                 worker.join();
             }
         }

@@ -8,6 +8,8 @@
 //! `memory` (what lies in guest memory), `sigbus` (guest memory that goes away).
 
 mod chain;
+#[cfg(test)]
+mod chain_tests;
 mod completion;
 mod config;
 mod connection;

@@ -175,7 +175,7 @@ fn copy_from(segments: &[Segment], memory: &GuestMemory, offset: u32, to: &mut [
     (done == to.len()).then_some(())
 }
 
-/// The sectors of a read or write of `bytes` at `sector`.
+/// The sectors of a read or write of `bytes` at `sector`; or the status to answer at once, which is success for none.
 fn data_sectors(sector: u64, bytes: u64, disk: &DiskShape) -> Result<SectorCount, Status> {
     let sectors = bytes / SECTOR_BYTES;
     if !bytes.is_multiple_of(SECTOR_BYTES) || bytes > u64::from(MAX_DATA_BYTES) || !fits(sector, sectors, disk) {

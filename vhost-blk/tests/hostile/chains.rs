@@ -10,12 +10,12 @@ use lamina_vhost_blk::driver_queue::{
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::{HELD_FROM, Lab, PATIENCE, SECTORS};
+use crate::{Case, HELD_FROM, Lab, PATIENCE, SECTORS};
 
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
-pub const CASES: &[(&str, fn(&Lab))] = &[
+pub const CASES: &[Case] = &[
     ("jumps ahead by more than the ring", |lab| breaks(lab, |queue| queue.publish(129))),
     ("moves the available index backwards", |lab| {
         breaks(lab, |queue| {

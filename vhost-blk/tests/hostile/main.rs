@@ -42,6 +42,9 @@ impl BlockDevice for HoldingDisk {
     }
 }
 
+/// What is wrong, and how it is done.
+pub type Case = (&'static str, fn(&Lab));
+
 /// The server under attack.
 pub struct Lab {
     /// Where it listens.
@@ -138,7 +141,7 @@ fn no_hostile_front_end_stops_the_server_or_slows_its_neighbour_or_grows_the_pro
     let lab = Lab { path, server, device };
     let neighbour_path = dir.path().join("neighbour.sock");
     let neighbour = Server::bind(&neighbour_path, Arc::new(RamDisk::new(SectorCount(SECTORS))), options).expect("server");
-    let cases: Vec<(&str, fn(&Lab))> = [messages::CASES, memory::CASES, chains::CASES].concat();
+    let cases: Vec<Case> = [messages::CASES, memory::CASES, chains::CASES].concat();
     let names: std::collections::HashSet<_> = cases.iter().map(|(name, _)| *name).collect();
     assert!(names.len() == cases.len() && cases.len() >= 60, "{} cases, {} names", cases.len(), names.len());
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));

@@ -9,12 +9,12 @@ use lamina_vhost_blk::driver::{
 };
 use lamina_vhost_blk::driver_queue::{DriverQueue, IN, OUT, UNTOUCHED};
 
-use crate::{HELD_FROM, Lab, PATIENCE, expect_closed};
+use crate::{Case, HELD_FROM, Lab, PATIENCE, expect_closed};
 
 type Region = (u64, u64, u64, u64);
 const MIB: u64 = 1 << 20;
 
-pub const CASES: &[(&str, fn(&Lab))] = &[
+pub const CASES: &[Case] = &[
     ("shares no region", |lab| table(lab, &[], 0)),
     ("shares a region without its descriptor", |lab| table(lab, &[(GUEST_BASE, MIB, USER_BASE, 0)], 0)),
     ("sends more descriptors than regions", |lab| table(lab, &[(GUEST_BASE, MIB, USER_BASE, 0)], 2)),

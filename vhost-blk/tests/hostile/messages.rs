@@ -9,9 +9,9 @@ use lamina_vhost_blk::driver_queue::{DriverQueue, IN};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::{Lab, expect_closed};
+use crate::{Case, Lab, expect_closed};
 
-pub const CASES: &[(&str, fn(&Lab))] = &[
+pub const CASES: &[Case] = &[
     ("connects and says nothing", |lab| drop(lab.connect())),
     ("sends garbage for a header", |lab| {
         let front = lab.connect();
