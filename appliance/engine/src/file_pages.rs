@@ -202,7 +202,9 @@ impl PageStore for FilePages {
 
 fn parse_name(name: &str) -> Option<ObjectKey> {
     let mut parts = name.strip_suffix(SUFFIX)?.split('-');
-    let mut number = || u64::from_str_radix(parts.next().filter(|part| part.len() == 16)?, 16).ok();
+    let mut number = || {
+        u64::from_str_radix(parts.next().filter(|part| part.len() == 16 && part.bytes().all(|b| b.is_ascii_hexdigit()))?, 16).ok()
+    };
     let (volume, epoch, object) = (number()?, number()?, number()?);
     if parts.next().is_some() {
         return None;

@@ -491,3 +491,87 @@ fn a_lookup_goes_on_with_the_new_root_when_the_old_ones_objects_are_gone() {
     assert!(block_on(world.map.lookup_in(&old, BlockAddress(0), 10, &mut out)).is_err());
     assert!(block_on(world.map.lookup(BlockAddress(0))).is_ok());
 }
+
+/// A figure of `/proc/self/status`, in MiB.
+fn status_mib(name: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("proc");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("a line");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") / 1024
+}
+
+/// Ten checkpoints of a million scattered blocks over 1 TiB, with the local pages that `LAMINA_PAGES` names (none, files, sled);
+/// run with `--release -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn measure_ten_million_scattered_blocks() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kind = std::env::var("LAMINA_PAGES").unwrap_or_else(|_| "files".to_owned());
+    let local = || -> Option<Box<dyn PageStore>> {
+        match kind.as_str() {
+            "none" => None,
+            "sled" => Some(Box::new(SledPages::open(&directory.path().join("sled"), 4 << 30, 32 << 20).expect("opens"))),
+            _ => Some(Box::new(FilePages::open(&directory.path().join("files"), 4 << 30).expect("opens"))),
+        }
+    };
+    let objects = directory.path().join("objects");
+    std::fs::create_dir(&objects).expect("made");
+    let store: Arc<dyn ObjectStore> = Arc::new(object_store::local::LocalFileSystem::new_with_prefix(&objects).expect("a store"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let open = |root, cache: &Arc<PageCache>| {
+        runtime.block_on(CheckpointedMap::open(VOLUME, store.clone(), Path::from("vol"), root, cache.clone())).expect("opens")
+    };
+    let span = (1u64 << 40) / 4096;
+    let block = |n: u64| BlockAddress(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % span);
+    println!("{kind}: before {} MiB", status_mib("VmRSS"));
+    let cache = Arc::new(PageCache::new(64 << 20, local()));
+    let map = open(None, &cache);
+    let mut next = 1;
+    for round in 0..10u64 {
+        let mut delta = Delta::new();
+        for n in round * 1_000_000..(round + 1) * 1_000_000 {
+            delta.set(block(n), at(n));
+        }
+        let delta_mib = delta.memory_bytes() >> 20;
+        let begun = std::time::Instant::now();
+        let outcome = runtime.block_on(map.checkpoint(&delta, EPOCH, next, &key)).expect("a checkpoint");
+        let took = begun.elapsed();
+        drop(delta);
+        map.install(outcome.root);
+        next = outcome.next_object;
+        for (epoch, number) in &outcome.dead {
+            runtime.block_on(store.delete(&key(*epoch, *number))).expect("deleted");
+        }
+        println!(
+            "  checkpoint {round}: {took:.2?}, {} MiB in {} objects, {} dead; delta {delta_mib} MiB, RSS {} MiB, most {} MiB",
+            outcome.bytes >> 20,
+            outcome.written.len(),
+            outcome.dead.len(),
+            status_mib("VmRSS"),
+            status_mib("VmHWM"),
+        );
+    }
+    let root = map.root();
+    drop((map, cache));
+    let begun = std::time::Instant::now();
+    let cache = Arc::new(PageCache::new(64 << 20, local()));
+    let map = open(root, &cache);
+    let opened = begun.elapsed();
+    assert_eq!(runtime.block_on(map.lookup(block(5))).expect("found"), at(5));
+    println!("  reopened in {opened:.2?}, first lookup after {:.2?}", begun.elapsed());
+    for pass in 0..2 {
+        let begun = std::time::Instant::now();
+        for n in (0..10_000_000u64).step_by(200) {
+            assert_eq!(runtime.block_on(map.lookup(block(n))).expect("found"), at(n));
+        }
+        println!(
+            "  pass {pass}: 50,000 random lookups in {:.2?}, {:?}, pages {} MiB, RSS {} MiB",
+            begun.elapsed(),
+            cache.stats(),
+            cache.memory_bytes() >> 20,
+            status_mib("VmRSS")
+        );
+    }
+    let begun = std::time::Instant::now();
+    let hits = (0..2_000_000u64).filter(|n| map.lookup_cached(block(n % 2000 * 200)).is_some()).count();
+    println!("  {hits} of 2,000,000 lookups in memory in {:.2?}", begun.elapsed());
+}
