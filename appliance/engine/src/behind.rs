@@ -7,11 +7,12 @@
 //! nothing names (the next owner writes under its own epoch) and entries that are still in the journal.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use lamina_contract::{CoordinationError, Epoch, Fingerprint, Generation, ScoNumber, TlogNumber};
 use lamina_formats::manifest::{Manifest, Term};
 use lamina_formats::tlog::{self, TlogEntry, TlogIdentity, TlogOp};
@@ -25,7 +26,7 @@ use crate::error::EngineError;
 use crate::failpoint;
 use crate::inflight::{EntryOp, Inflight};
 use crate::mutant::{self, Mutant};
-use crate::namespace::{epoch_of, Namespace};
+use crate::namespace::{Namespace, epoch_of, parse_manifest_key};
 use crate::volume::Volume;
 
 /// Containers of one volume on their way at once.
@@ -55,6 +56,8 @@ struct State {
     frozen_through: Option<TlogNumber>,
     entries_since_checkpoint: u64,
     old_manifests: VecDeque<Path>,
+    /// Map objects that the manifests from this generation on do not name, with that generation.
+    dead: VecDeque<(Generation, Path)>,
 }
 
 struct Upload {
@@ -87,6 +90,7 @@ impl Behind {
                 frozen_through: None,
                 entries_since_checkpoint: replayed,
                 old_manifests,
+                dead: VecDeque::new(),
             }),
         }
     }
@@ -298,6 +302,13 @@ impl Volume {
                 self.delete_later(old);
             }
         }
+        // What a kept manifest names stays, even though that manifest is not the current one.
+        let oldest = state.old_manifests.front().and_then(parse_manifest_key).map_or(Generation(0), |(generation, _)| generation);
+        while state.dead.front().is_some_and(|(since, _)| *since <= oldest) {
+            if let Some((_, key)) = state.dead.pop_front() {
+                self.delete_later(key);
+            }
+        }
     }
 
     /// Deletes an object that nothing can reach any more. One that stays is only a leak.
@@ -348,10 +359,10 @@ impl Volume {
         let through = *state.frozen_through.get_or_insert(state.manifest.last_tlog);
         let behind = state.manifest.last_tlog != through;
         let (namespace, epoch) = (self.namespace(), self.epoch());
-        let outcome = self
-            .pages
-            .checkpoint(&frozen, epoch, state.manifest.next_map_object, &move |epoch, number| Namespace::map(namespace, epoch, number))
-            .await?;
+        let key = move |epoch, number| Namespace::map(namespace, epoch, number);
+        // Boxed: the compiler cannot tell that the future of a walk over borrowed layers is Send, unless it is told here.
+        let made: BoxFuture<'_, _> = Box::pin(self.pages.checkpoint(&frozen, epoch, state.manifest.next_map_object, &key));
+        let outcome = made.await?;
         failpoint::hit(failpoint::CHECKPOINT_AFTER_PUT);
         let mut next = state.manifest.clone();
         next.map_root = outcome.root.to_bytes().to_vec();
@@ -367,9 +378,8 @@ impl Volume {
             state.entries_since_checkpoint = 0;
         }
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
-        for (epoch, number) in outcome.dead {
-            self.delete_later(self.namespace().map(epoch, number));
-        }
+        let since = state.manifest.generation;
+        state.dead.extend(outcome.dead.iter().map(|(epoch, number)| (since, namespace.map(*epoch, *number))));
         Ok(())
     }
 

@@ -21,7 +21,6 @@ use object_store::{ObjectStoreExt, PutPayload};
 
 use crate::delta::{Chunk, Delta, LEAF_BLOCKS, LeafChunk, LeafNumber};
 use crate::map::{CheckpointedMap, MapError, Mapped, RootState, directory_of, index_of_leaf};
-use crate::page_store::ObjectKey;
 
 /// Objects are put when they have grown to this.
 const OBJECT_BYTES: usize = 8 << 20;
@@ -80,6 +79,8 @@ struct Making<'a> {
 impl CheckpointedMap {
     /// Writes the map with `delta` laid over it. Lookups go on with the old root until [`CheckpointedMap::install`].
     ///
+    /// One checkpoint at a time is made over all volumes of a page cache: it takes up to 48 MiB beside the cache.
+    ///
     /// Objects are numbered from `next_object` on, or above what this process has used already; `key` names them and must agree with
     /// [`CheckpointedMap::object_key`].
     ///
@@ -92,7 +93,7 @@ impl CheckpointedMap {
         next_object: u64,
         key: Key<'_>,
     ) -> Result<CheckpointOutcome, MapError> {
-        let _one = self.checkpointing.lock().await;
+        let _one = self.cache.checkpointing().lock().await;
         let first = {
             let mut attempts = self.attempts.lock();
             attempts.next = attempts.next.max(next_object);
@@ -464,7 +465,7 @@ struct Output<'a> {
     next: u64,
     used: Vec<MapObject>,
     object: Vec<u8>,
-    pages: Vec<(u32, u32)>,
+    pages: Vec<(usize, usize)>,
     puts: FuturesUnordered<Put<'a>>,
     bytes: u64,
 }
@@ -515,7 +516,7 @@ impl<'a> Output<'a> {
     fn append_here(&mut self, id: PageId, body: impl FnOnce(&mut Vec<u8>) -> usize) -> PageRef {
         let object = self.current();
         let at = append_page(&mut self.object, object, id, body);
-        self.pages.push((at.offset, at.length));
+        self.pages.push((at.offset as usize, at.length as usize));
         at
     }
 
@@ -536,7 +537,7 @@ impl<'a> Output<'a> {
         self.puts.push(Box::pin(async move {
             let put = map.store.put(&key, PutPayload::from_bytes(bytes.clone())).await;
             put.map_err(|source| MapError::Store { doing: "writing", object: key, source })?;
-            keep_locally(map, object, bytes, pages).await;
+            map.keep_locally(object, 0, bytes, pages).await;
             Ok(())
         }));
         Ok(())
@@ -548,20 +549,5 @@ impl<'a> Output<'a> {
             put?;
         }
         Ok(())
-    }
-}
-
-/// Gives an object's pages to the local page store, in a thread that may wait for the disk.
-async fn keep_locally(map: &CheckpointedMap, object: MapObject, bytes: Bytes, pages: Vec<(u32, u32)>) {
-    let Some(local) = map.cache.local_store().cloned() else { return };
-    let key = ObjectKey { volume: map.volume, object };
-    let keep = move || {
-        let slice = |&(offset, length): &(u32, u32)| (offset, &bytes[offset as usize..(offset + length) as usize]);
-        local.put_batch(&key, &pages.iter().map(slice).collect::<Vec<_>>());
-    };
-    match tokio::runtime::Handle::try_current() {
-        // Pages that could not be kept are fetched again.
-        Ok(runtime) => drop(runtime.spawn_blocking(keep).await),
-        Err(_) => keep(),
     }
 }

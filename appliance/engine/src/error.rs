@@ -64,7 +64,9 @@ pub enum EngineError {
         block: BlockAddress,
     },
     /// The size of a volume makes no sense.
-    #[error("a volume's size must be a multiple of its block size ({block_size}), at least one block and at most 256 TiB; {size_bytes} was asked for")]
+    #[error(
+        "a volume's size must be a multiple of its block size ({block_size}), at least one block and at most 256 TiB; {size_bytes} was asked for"
+    )]
     VolumeSize {
         /// Asked for.
         size_bytes: u64,

@@ -3,8 +3,8 @@
 //! `LAMINA_FAILPOINT=name[:count]` aborts at the `count`-th time (first by default) that `name` is reached. Without the
 //! variable a failpoint costs one relaxed load.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A segment is about to be put to use.
 pub const JOURNAL_SEGMENT: &str = "journal-segment";

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lamina_contract::{BlockSize, Fingerprint, ScoNumber, VolumeId};
-use lamina_formats::sco;
 use lamina_formats::FormatError;
+use lamina_formats::sco;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;

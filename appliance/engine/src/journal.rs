@@ -14,14 +14,14 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lamina_contract::{Disk, DiskFile};
-use lamina_formats::journal::{
-    claimed_header_pages, decode_batch, encode_batch, header_pages, BatchHeader, JournalEntry, JournalOp, SegmentHeader, PAGE,
-};
 use lamina_formats::crc32c;
+use lamina_formats::journal::{
+    BatchHeader, JournalEntry, JournalOp, PAGE, SegmentHeader, claimed_header_pages, decode_batch, encode_batch, header_pages,
+};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::failpoint;
@@ -44,7 +44,9 @@ const MIN_SEGMENT_BYTES: u64 = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The configured shape makes no sense.
-    #[error("a journal needs at least {MIN_SEGMENTS} segments of at least {MIN_SEGMENT_BYTES} bytes in multiples of 4096; {bytes} bytes in segments of {segment_bytes} were asked for")]
+    #[error(
+        "a journal needs at least {MIN_SEGMENTS} segments of at least {MIN_SEGMENT_BYTES} bytes in multiples of 4096; {bytes} bytes in segments of {segment_bytes} were asked for"
+    )]
     Shape {
         /// Asked for.
         bytes: u64,

@@ -1,17 +1,51 @@
-//! Filled by the next commits.
+//! The volume: everything between a guest's block and a stored container.
+//!
+//! The way in: [`volume`] → `write` (staging, journal) → `layers` (what an address means now).
+//! The way out: `seal` (fingerprints, references) → `behind` (SCO, TLog, manifest, in this order) → `map` (checkpoints).
+//! The way back: `read` (journal, dedupe cache, store), `restart` (manifest, TLogs, journal).
+//! The engine names no drive, bucket, socket or clock: those come through the seams of `lamina-contract` and `object_store`.
 
+mod behind;
 mod cache_index;
 mod cache_regions;
 mod cache_upkeep;
 mod checkpoint;
+mod error;
+mod fetch;
 mod file_pages;
+mod inflight;
+mod journal;
+mod layers;
 mod leaf_runs;
+mod lineage;
+mod namespace;
+mod node;
+mod ranges;
+mod read;
+mod restart;
+mod rmw;
+mod seal;
 mod sled_pages;
+mod status;
+mod syncer;
+mod throttle;
+mod write;
 
 pub mod cache;
 pub mod delta;
+pub mod failpoint;
 pub mod map;
+pub mod mutant;
 pub mod page_store;
 pub mod pages;
+pub mod volume;
 
 pub use checkpoint::CheckpointOutcome;
+pub use error::EngineError;
+pub use file_pages::FilePages;
+pub use journal::{JournalConfig, JournalError};
+pub use namespace::Namespace;
+pub use node::{Background, Node, NodeConfig, Seams, Unopened};
+pub use sled_pages::SledPages;
+pub use status::{NodeStatus, VolumeStatus};
+pub use volume::{Volume, VolumeState};

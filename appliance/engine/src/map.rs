@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use lamina_contract::{BlockAddress, Epoch, Fingerprint, Location, VolumeId};
 use lamina_formats::FormatError;
 use lamina_formats::map::{FANOUT, MapObject, MapRoot, Page, PageId, PageKind, PageRef, RootPage};
@@ -98,8 +99,6 @@ pub struct CheckpointedMap {
     /// What the last checkpoint made, until it is installed.
     pub(crate) prepared: Mutex<Option<Arc<RootState>>>,
     pub(crate) attempts: Mutex<Attempts>,
-    /// One checkpoint at a time.
-    pub(crate) checkpointing: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for CheckpointedMap {
@@ -120,16 +119,8 @@ impl CheckpointedMap {
         root: Option<MapRoot>,
         cache: Arc<PageCache>,
     ) -> Result<Self, MapError> {
-        let map = Self {
-            volume,
-            store,
-            prefix,
-            cache,
-            state: RwLock::default(),
-            prepared: Mutex::default(),
-            attempts: Mutex::default(),
-            checkpointing: tokio::sync::Mutex::default(),
-        };
+        let map =
+            Self { volume, store, prefix, cache, state: RwLock::default(), prepared: Mutex::default(), attempts: Mutex::default() };
         if let Some(root) = root {
             let id = map.id(PageKind::Root, 0);
             let bytes = map.load(id, &root.0).await?;
@@ -282,25 +273,43 @@ impl CheckpointedMap {
             range.end = range.end.max((range.start + FETCH_BYTES).min(*total));
         }
         let got = self.store.get_range(&key, range).await;
-        let mut bytes = got.map_err(|source| MapError::Store { doing: "reading", object: key, source })?;
+        let all = got.map_err(|source| MapError::Store { doing: "reading", object: key, source })?;
         self.cache.count_fetch();
-        let own = bytes.split_to(bytes.len().min(at.length as usize));
+        let own = all.slice(..all.len().min(at.length as usize));
+        let bytes = all.slice(own.len()..);
         Page::read(&own, id, at).map_err(|source| self.damaged(at, source))?;
-        if let Some(local) = self.cache.local_store() {
-            let mut pages: Vec<(u32, &[u8])> = vec![(at.offset, &own)];
-            let mut rest = &bytes[..];
+        if self.cache.local_store().is_some() {
             // Neighbours are checked when they are used; a page that was cut ends the list.
-            while let Ok(page) = Page::first(rest) {
-                let (this, next) = rest.split_at(page.at.length as usize);
-                if page.at.object != at.object {
-                    break;
-                }
-                pages.push((page.at.offset, this));
-                rest = next;
+            let mut pages = vec![(0, own.len())];
+            let mut end = 0;
+            while let Some(rest) = bytes.get(end..)
+                && let Ok(page) = Page::first(rest)
+                && page.at.object == at.object
+                && u64::from(page.at.offset) == at.range().end + end as u64
+            {
+                pages.push((own.len() + end, page.at.length as usize));
+                end += page.at.length as usize;
             }
-            local.put_batch(&ObjectKey { volume: self.volume, object: at.object }, &pages);
+            self.keep_locally(at.object, u64::from(at.offset), all, pages).await;
         }
         Ok(own.to_vec())
+    }
+
+    /// Gives pages of an object to the local page store, in a thread that may wait for the disk. `bytes` are the object's from
+    /// `start` on; `pages` are places and lengths within them.
+    pub(crate) async fn keep_locally(&self, object: MapObject, start: u64, bytes: Bytes, pages: Vec<(usize, usize)>) {
+        let Some(local) = self.cache.local_store().cloned() else { return };
+        let key = ObjectKey { volume: self.volume, object };
+        let keep = move || {
+            // Objects are shorter than 4 GiB.
+            let slices = pages.iter().map(|&(at, len)| ((start + at as u64) as u32, &bytes[at..at + len]));
+            local.put_batch(&key, &slices.collect::<Vec<_>>());
+        };
+        match tokio::runtime::Handle::try_current() {
+            // Pages that could not be kept are fetched again.
+            Ok(runtime) => drop(runtime.spawn_blocking(keep).await),
+            Err(_) => keep(),
+        }
     }
 }
 

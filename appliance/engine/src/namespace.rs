@@ -74,7 +74,7 @@ mod tests {
     use lamina_contract::{Epoch, Generation, VolumeId};
     use lamina_formats::manifest::Term;
 
-    use super::{epoch_of, parse_manifest_key, Namespace};
+    use super::{Namespace, epoch_of, parse_manifest_key};
 
     #[test]
     fn a_manifest_key_reads_back_and_sorts_by_generation() {

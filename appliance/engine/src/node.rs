@@ -6,9 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::stream::TryStreamExt;
-use lamina_contract::{
-    Clock, Coordination, Disk, Epoch, Generation, VolumeId, VolumeRecord, VolumeSpec,
-};
+use lamina_contract::{Clock, Coordination, Disk, Epoch, Generation, VolumeId, VolumeRecord, VolumeSpec};
 use lamina_formats::journal::{JournalOp, PAGE};
 use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::{Mutex, RwLock};
@@ -23,8 +21,8 @@ use crate::journal::{Journal, JournalConfig, Recovered};
 use crate::layers::Layers;
 use crate::lineage::Lineage;
 use crate::namespace::Namespace;
-use crate::pages::PageCache;
 use crate::page_store::PageStore;
+use crate::pages::PageCache;
 use crate::restart::Sources;
 use crate::syncer::Syncer;
 use crate::throttle::Throttle;
@@ -129,7 +127,10 @@ impl Core {
             if works {
                 tracing::info!("the store takes objects again");
             } else {
-                tracing::warn!(unstored = self.throttle.unstored(), "the store refuses objects; the journal holds what is accepted");
+                tracing::warn!(
+                    unstored = self.throttle.unstored(),
+                    "the store refuses objects; the journal holds what is accepted"
+                );
             }
         }
     }

@@ -61,6 +61,7 @@ pub struct PageCache {
     most_per_shard: usize,
     store: Option<Arc<dyn PageStore>>,
     counters: Counters,
+    checkpointing: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for PageCache {
@@ -80,6 +81,7 @@ impl PageCache {
             most_per_shard: most_bytes / shards,
             store: store.map(Arc::from),
             counters: Counters::default(),
+            checkpointing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -157,6 +159,11 @@ impl PageCache {
     /// A page came from the object store.
     pub(crate) fn count_fetch(&self) {
         self.counters.fetched.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Held by the checkpoint being made.
+    pub(crate) const fn checkpointing(&self) -> &tokio::sync::Mutex<()> {
+        &self.checkpointing
     }
 
     /// The local page store.

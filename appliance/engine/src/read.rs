@@ -6,8 +6,8 @@
 //! fingerprint itself.
 
 use std::cell::RefCell;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use lamina_contract::{BlockAddress, Fingerprint, IoError, Location, Request, ScoNumber, VolumeId};
@@ -107,7 +107,9 @@ impl Volume {
                     at += run;
                 }
                 Source::Stored { fingerprint, .. } => {
-                    let Some(slot) = self.core.cache.find(fingerprint).filter(|slot| slot.len() == size) else { return Ok(Some(at)) };
+                    let Some(slot) = self.core.cache.find(fingerprint).filter(|slot| slot.len() == size) else {
+                        return Ok(Some(at));
+                    };
                     scratch.bytes.resize(size, 0);
                     if self.core.cache.read(slot, &mut scratch.bytes) != CacheRead::Hit {
                         return Ok(Some(at));
@@ -210,9 +212,8 @@ impl Volume {
         while at < sources.len() {
             let run = stored_run(&sources[at..]);
             let loaded = self.load_run(&sources[at..at + run]).await;
-            let given = loaded.and_then(|blocks| {
-                blocks.iter().enumerate().try_for_each(|(n, bytes)| self.give(&request, at + n, bytes))
-            });
+            let given =
+                loaded.and_then(|blocks| blocks.iter().enumerate().try_for_each(|(n, bytes)| self.give(&request, at + n, bytes)));
             if let Err(error) = given {
                 return self.finish(request, Err(error));
             }

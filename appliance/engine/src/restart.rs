@@ -12,11 +12,11 @@ use lamina_contract::{
     Coordination, CoordinationError, Epoch, Generation, Ownership, ScoNumber, Timestamp, TlogNumber, VolumeId, VolumeName,
     VolumeRecord, VolumeSpec,
 };
+use lamina_formats::FormatError;
 use lamina_formats::manifest::Manifest;
 use lamina_formats::map::MapRoot;
 use lamina_formats::tlog::{self, TlogEntry, TlogOp};
 use lamina_formats::volume::VolumeIdentity;
-use lamina_formats::FormatError;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 
@@ -25,7 +25,7 @@ use crate::error::EngineError;
 use crate::layers::Layers;
 use crate::lineage::Lineage;
 use crate::map::CheckpointedMap;
-use crate::namespace::{epoch_of, parse_manifest_key, Namespace};
+use crate::namespace::{Namespace, epoch_of, parse_manifest_key};
 use crate::pages::PageCache;
 use crate::volume::Opened;
 
@@ -202,15 +202,8 @@ impl Sources {
         let root = self.newest_root(namespace, &keys).await?;
         let (generation, manifest_epoch) = root.map_or((Generation(0), Epoch(0)), |r| (r.manifest.generation, r.manifest.epoch));
         let epoch = keys.iter().map(|(_, epoch)| *epoch).max().unwrap_or(Epoch(0));
-        let mut record = VolumeRecord {
-            id,
-            spec: identity.spec,
-            created: identity.created,
-            epoch,
-            generation,
-            manifest_epoch,
-            deleting: false,
-        };
+        let mut record =
+            VolumeRecord { id, spec: identity.spec, created: identity.created, epoch, generation, manifest_epoch, deleting: false };
         if let Err(CoordinationError::NameTaken { .. }) = self.coordination.create(&record) {
             // Its name went to another volume meanwhile.
             record.spec = VolumeSpec { name: recovered_name(id), ..record.spec };

@@ -94,7 +94,9 @@ impl Volume {
         if op == Op::Discard {
             return Ok(edges);
         }
-        for (sector, on_boundary) in [(start, start.is_multiple_of(per_block)), (start + sectors - 1, (start + sectors).is_multiple_of(per_block))] {
+        for (sector, on_boundary) in
+            [(start, start.is_multiple_of(per_block)), (start + sectors - 1, (start + sectors).is_multiple_of(per_block))]
+        {
             let block = sector / per_block;
             if !on_boundary && !edges.contains_key(&block) {
                 edges.insert(block, self.block_bytes(BlockAddress(block)).await?);

@@ -77,7 +77,8 @@ impl Throttle {
         if !self.slows() {
             return true;
         }
-        let taken = self.budget.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| (left > 0).then(|| left.saturating_sub(bytes)));
+        let taken =
+            self.budget.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| (left > 0).then(|| left.saturating_sub(bytes)));
         if taken.is_err() {
             self.held_back.fetch_add(1, Ordering::Relaxed);
         }

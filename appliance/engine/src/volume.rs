@@ -1,10 +1,12 @@
 //! A virtual disk: the parts that the write path, the read path and the store side share.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use lamina_contract::{BlockDevice, BlockSize, DeviceGeometry, Epoch, IoError, Op, Ownership, Request, SectorCount, VolumeId, VolumeSpec};
+use lamina_contract::{
+    BlockDevice, BlockSize, DeviceGeometry, Epoch, IoError, Op, Ownership, Request, SectorCount, VolumeId, VolumeSpec,
+};
 use parking_lot::{Mutex, RwLock};
 
 use crate::behind::Behind;

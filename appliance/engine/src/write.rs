@@ -356,13 +356,18 @@ mod tests {
     use lamina_contract::{BlockAddress, IoError};
     use lamina_formats::journal::JournalOp;
 
-    use super::{is_zero, Staging};
+    use super::{Staging, is_zero};
 
     #[test]
     fn a_block_of_zeros_takes_no_data_and_merges_with_its_neighbour() {
         let mut staging = Staging::default();
         for block in [5, 6, 8] {
-            staging.add_block(BlockAddress(block), 4096, |to| { to.fill(0); Ok(()) }).expect("fill");
+            staging
+                .add_block(BlockAddress(block), 4096, |to| {
+                    to.fill(0);
+                    Ok(())
+                })
+                .expect("fill");
         }
         assert!(staging.data.is_empty());
         let counts: Vec<_> = staging.ops.iter().map(|op| (op.block.0, op.op)).collect();
