@@ -1,2 +1,218 @@
-//! Filled by the next commits.
-fn main() {}
+//! `laminad`: the daemon. Settings, wiring, the interface, telemetry, an orderly end.
+//!
+//! Exit codes: 0 ended as asked; 1 failed while starting or running; 2 something must be changed first. What a kill leaves is the
+//! business of the parts; here only the sockets' files are left, and replaced by the next start.
+
+mod args;
+mod clock;
+mod config;
+mod degraded;
+mod detached;
+mod drives;
+mod exposition;
+mod logging;
+mod notify;
+mod served;
+mod settings;
+mod state_dir;
+mod telemetry;
+mod upkeep;
+mod view;
+mod watch;
+mod wiring;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use lamina_api::appliance::Appliance;
+use lamina_api::listener::{LocalListener, NetworkListener};
+use lamina_api::routes;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::Arguments;
+use crate::detached::Detached;
+use crate::notify::Notifier;
+use crate::served::Served;
+use crate::settings::{Settings, SettingsError};
+use crate::state_dir::{StateDir, StateError};
+use crate::wiring::WiringError;
+
+/// How long an orderly end may take before it is cut short; nothing acknowledged depends on it.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long tasks that are left may go on after that.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the daemon did not run to its end.
+#[derive(Debug, thiserror::Error)]
+enum DaemonError {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    #[error("{doing}")]
+    System {
+        doing: &'static str,
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl DaemonError {
+    fn exit_code(&self) -> u8 {
+        let needs_operator = match self {
+            Self::Settings(_) => true,
+            Self::State(error) => matches!(error, StateError::InUse { .. }),
+            Self::Wiring(error) => error.needs_operator(),
+            Self::System { .. } => false,
+        };
+        if needs_operator { 2 } else { 1 }
+    }
+}
+
+fn system(doing: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+    move |cause| DaemonError::System { doing, cause }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // With stderr gone too there is nobody left to tell.
+            let _ = writeln!(io::stderr(), "laminad: {}", chain(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// The error and its causes in one line; texts that hold their cause already are not said twice.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = next.source();
+    }
+    text
+}
+
+fn run(arguments: &Arguments) -> Result<(), DaemonError> {
+    if arguments.list_failpoints {
+        let names = lamina_engine::failpoint::ALL.join("\n");
+        return writeln!(io::stdout(), "{names}").map_err(system("printing"));
+    }
+    let settings = Settings::load(arguments)?;
+    if arguments.check {
+        return writeln!(io::stdout(), "the configuration is right").map_err(system("printing"));
+    }
+    logging::start(&settings.log, settings.log_format);
+    raise_descriptor_limit();
+    let began = Instant::now();
+    let state = StateDir::take(&settings)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("lamina")
+        .build()
+        .map_err(system("starting threads"))?;
+    let ended = serve(&runtime, settings, &state, began);
+    runtime.shutdown_timeout(LAST_PATIENCE);
+    ended
+}
+
+fn serve(runtime: &Runtime, settings: Settings, state: &StateDir, began: Instant) -> Result<(), DaemonError> {
+    let notifier = Arc::new(Notifier::from_environment());
+    // Before anything is opened, so that a signal during recovery is not lost.
+    let guard = runtime.enter();
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("listening for signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listening for signals"))?;
+    drop(guard);
+    let network = settings.metrics_listen.map(NetworkListener::bind).transpose().map_err(system("binding the metrics address"))?;
+    let detached = Detached::open(state.detached_file()).map_err(system("reading the list of detached volumes"))?;
+    let parts = runtime.block_on(wiring::open(&settings, state))?;
+    let mut served = Served::new(parts, settings, state.vhost().to_owned(), detached, runtime.handle().clone());
+    served.attach_all();
+    let local = LocalListener::bind(state.api_socket()).map_err(system("binding the local socket"))?;
+    served.ready(began.elapsed());
+    let served = Arc::new(served);
+
+    let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
+    let mut tasks = vec![runtime.spawn(telemetry::run(Arc::clone(&served), Arc::clone(&notifier)))];
+    tasks.push(runtime.spawn(upkeep::run(Arc::clone(&served))));
+    if let Some(network) = network {
+        tasks.push(runtime.spawn(logged("metrics", network.serve(routes::metrics_router(Arc::clone(&appliance))))));
+    }
+    tasks.push(runtime.spawn(logged("interface", local.serve(routes::router(appliance)))));
+    announce(&served, state, &notifier);
+
+    runtime.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        }
+    });
+    notifier.stopping();
+    runtime.block_on(async {
+        for task in tasks {
+            task.abort();
+            // Its end, so that the socket's file is gone.
+            let _ = task.await;
+        }
+    });
+    end(runtime, &served);
+    Ok(())
+}
+
+async fn logged(what: &'static str, serving: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = serving.await {
+        tracing::error!(%error, what, "no longer served");
+    }
+}
+
+/// The one line on stdout, and systemd.
+fn announce(served: &Served, state: &StateDir, notifier: &Notifier) {
+    let drives = served.watch.members().len();
+    let line = format!(
+        "lamina ready: api {}, {drives} drive{}, policy {}",
+        state.api_socket().display(),
+        if drives == 1 { "" } else { "s" },
+        served.settings.policy
+    );
+    let mut out = io::stdout();
+    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        tracing::debug!(%error, "nobody reads stdout");
+    }
+    tracing::info!(recovery_ms = served.recovery().as_millis() as u64, volumes = served.fronts().len(), "{line}");
+    notifier.ready(&line);
+}
+
+/// Front ends first, so that everything acknowledged is in the engine; then the engine. The journal need not be empty.
+fn end(runtime: &Runtime, served: &Arc<Served>) {
+    let began = Instant::now();
+    served.stop_fronts();
+    let node = Arc::clone(&served.node);
+    let ended = runtime.block_on(async { tokio::time::timeout(SHUTDOWN_PATIENCE, node.shutdown()).await });
+    match ended {
+        Ok(()) => tracing::info!(took_ms = began.elapsed().as_millis() as u64, "ended"),
+        Err(_) => tracing::warn!("the engine did not end in time: what is in the journal is replayed at the next start"),
+    }
+}
+
+/// A connection, a volume and a drive each take descriptors; the soft limit is often 1024.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::debug!(%errno, "the limit of open files stays as it is");
+    }
+}
