@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 use lamina_contract::SectorCount;
@@ -23,7 +24,7 @@ fn complete(queue: &mut Blkioq, count: usize) {
     let mut completions = [const { MaybeUninit::<Completion>::uninit() }; 64];
     let mut left = count;
     while left > 0 {
-        let done = queue.do_io(&mut completions[..left.min(64)], 1, None, None).expect("do_io");
+        let done = queue.do_io(&mut completions[..left.min(64)], 1, Some(&mut Duration::from_secs(10)), None).expect("do_io");
         for completion in &completions[..done] {
             // SAFETY: do_io filled the first `done` of them.
             assert_eq!(unsafe { completion.assume_init_ref() }.ret, 0);

@@ -204,6 +204,27 @@ fn guests_with_and_without_event_indexes_miss_no_interrupt() {
 }
 
 #[test]
+fn a_guest_that_offers_the_next_request_at_once_is_never_left_waiting_for_a_kick() {
+    let bench = Bench::new(ram(), ServerOptions::default());
+    for features in [u64::MAX, !EVENT_IDX] {
+        let (_front, mut queues) = bench.start(Setup { features, ..Setup::default() });
+        let (queue, start, mut done) = (&mut queues[0], Instant::now(), 0u64);
+        // The answer is seen by spinning: the next request arrives while the server is on its way to sleep.
+        while start.elapsed() < Duration::from_secs(1) {
+            queue.request(0, GET_ID, 0, &[0; 20]);
+            let asked = Instant::now();
+            while queue.pop().is_none() {
+                assert!(asked.elapsed() < PATIENCE, "request {done} was forgotten");
+                std::hint::spin_loop();
+            }
+            (0..done % 61).for_each(|_| std::hint::spin_loop());
+            done += 1;
+        }
+        assert!(done > 1000, "only {done} requests");
+    }
+}
+
+#[test]
 fn by_default_the_guest_sees_write_back_and_each_flush_arrives_while_no_write_is_forced() {
     let disk = ram();
     let bench = Bench::new(disk.clone(), ServerOptions::default());
