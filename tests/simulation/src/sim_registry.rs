@@ -1,0 +1,78 @@
+//! A running node's Coordination: the real rules in memory, each decision noted in the log as durable when it is made.
+
+use std::sync::Arc;
+
+use lamina_cluster::MemoryCoordination;
+use lamina_contract::{Coordination, CoordinationError, Epoch, Generation, Ownership, VolumeId, VolumeRecord};
+
+use crate::log::{Event, Log};
+
+/// See the module's header.
+pub struct SimRegistry {
+    rules: MemoryCoordination,
+    log: Log,
+}
+
+impl SimRegistry {
+    /// A registry that holds `records`.
+    ///
+    /// # Panics
+    /// When `records` never came from a registry.
+    #[must_use]
+    pub fn over(records: &[VolumeRecord], log: Log) -> Self {
+        let rules = MemoryCoordination::new();
+        // A name may be held by volumes that are being deleted and by a live one: the live one comes last.
+        for record in records.iter().filter(|r| r.deleting).chain(records.iter().filter(|r| !r.deleting)) {
+            let created = rules.create(record);
+            assert!(created.is_ok(), "{record:?} does not fit its registry: {created:?}");
+        }
+        Self { rules, log }
+    }
+
+    /// The rules, for faults on demand.
+    #[must_use]
+    pub fn rules(&self) -> &MemoryCoordination {
+        &self.rules
+    }
+
+    fn noted<T>(&self, result: Result<T, CoordinationError>) -> Result<T, CoordinationError> {
+        if let Ok(records) = self.rules.list() {
+            self.log.push(Event::Registry(Arc::new(records)));
+        }
+        result
+    }
+}
+
+impl Coordination for SimRegistry {
+    fn create(&self, record: &VolumeRecord) -> Result<(), CoordinationError> {
+        self.noted(self.rules.create(record))
+    }
+
+    fn list(&self) -> Result<Vec<VolumeRecord>, CoordinationError> {
+        self.rules.list()
+    }
+
+    fn get(&self, volume: VolumeId) -> Result<VolumeRecord, CoordinationError> {
+        self.rules.get(volume)
+    }
+
+    fn take(&self, volume: VolumeId, at_least: Epoch) -> Result<Ownership, CoordinationError> {
+        self.noted(self.rules.take(volume, at_least))
+    }
+
+    fn advance(&self, owner: Ownership, next: Generation) -> Result<(), CoordinationError> {
+        self.noted(self.rules.advance(owner, next))
+    }
+
+    fn adopt(&self, owner: Ownership, generation: Generation, manifest_epoch: Epoch) -> Result<(), CoordinationError> {
+        self.noted(self.rules.adopt(owner, generation, manifest_epoch))
+    }
+
+    fn begin_delete(&self, volume: VolumeId) -> Result<(), CoordinationError> {
+        self.noted(self.rules.begin_delete(volume))
+    }
+
+    fn forget(&self, volume: VolumeId) -> Result<(), CoordinationError> {
+        self.noted(self.rules.forget(volume))
+    }
+}

@@ -1,0 +1,48 @@
+//! What the tests of this crate share.
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use lamina_contract::{BlockSize, ScoSize};
+use lamina_simulation::life::VolumeShape;
+
+/// The smallest kind of volume.
+pub fn small_volume(blocks: usize) -> VolumeShape {
+    VolumeShape { blocks, block_size: BlockSize::DEFAULT, sco_size: ScoSize::new(1 << 20).expect("1 MiB") }
+}
+
+/// Does `count` pieces of work on all CPUs, or fewer when one says that it is enough; panics go through.
+pub fn in_parallel(count: usize, work: impl Fn(usize) -> bool + Sync) {
+    let next = AtomicUsize::new(0);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers)
+            .map(|_| {
+                scope.spawn(|| {
+                    loop {
+                        let n = next.fetch_add(1, Ordering::Relaxed);
+                        if n >= count || !work(n) {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                next.store(count, Ordering::Relaxed);
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+}
+
+/// How many states random tests look at: `LAMINA_SIM_STATES`, or `usual`.
+pub fn states_wanted(usual: u64) -> u64 {
+    std::env::var("LAMINA_SIM_STATES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// The first seed of random tests: `LAMINA_SIM_SEED`, or 1.
+pub fn first_seed() -> u64 {
+    std::env::var("LAMINA_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
