@@ -156,10 +156,11 @@ fn targets(page: &mut Page, served: &Served) {
     each("lamina_target_errors_total", "counter", "Calls that failed.", &|index| target(index).map_or(0, |t| t.errors));
 }
 
-type VolumeSample = (&'static str, &'static str, &'static str, fn(&VolumeStatus) -> u64);
+/// Name, kind, help, and where the value is.
+type Sample<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
 
 fn volumes(page: &mut Page, volumes: &[VolumeStatus]) {
-    let samples: [VolumeSample; 13] = [
+    let samples: [Sample<VolumeStatus>; 13] = [
         ("lamina_volume_size_bytes", "gauge", "Capacity.", |v| v.spec.size_bytes),
         ("lamina_volume_halted", "gauge", "1 when it answers I/O errors.", |v| u64::from(v.state == VolumeState::Halted)),
         ("lamina_volume_unstored_bytes", "gauge", "Bytes that only the journal holds.", |v| v.unstored_bytes),
@@ -196,13 +197,13 @@ fn fronts(page: &mut Page, served: &Served) {
     let counters = served.fronts();
     let volumes = served.statuses();
     let named: Vec<_> = volumes.iter().filter_map(|volume| Some((volume.spec.name.as_str(), counters.get(&volume.id)?))).collect();
-    let per_operation: [(&str, &str, fn(&OpCounters) -> u64); 3] = [
-        ("lamina_requests_total", "Requests answered.", |op| op.requests),
-        ("lamina_request_bytes_total", "Bytes of data in successful requests.", |op| op.bytes),
-        ("lamina_request_errors_total", "Requests answered with an error.", |op| op.errors),
+    let per_operation: [Sample<OpCounters>; 3] = [
+        ("lamina_requests_total", "counter", "Requests answered.", |op| op.requests),
+        ("lamina_request_bytes_total", "counter", "Bytes of data in successful requests.", |op| op.bytes),
+        ("lamina_request_errors_total", "counter", "Requests answered with an error.", |op| op.errors),
     ];
-    for (name, help, value) in per_operation {
-        page.family(name, "counter", help);
+    for (name, kind, help, value) in per_operation {
+        page.family(name, kind, help);
         for (volume, front) in &named {
             for (op, counters) in operations(front) {
                 page.sample(name, &[("volume", volume), ("op", op)], value(counters));
@@ -220,7 +221,7 @@ fn fronts(page: &mut Page, served: &Served) {
             }
         }
     }
-    let per_front: [(&str, &str, &str, fn(&CounterSnapshot) -> u64); 6] = [
+    let per_front: [Sample<CounterSnapshot>; 6] = [
         ("lamina_front_connected", "gauge", "1 while a hypervisor is connected.", |front| u64::from(front.connected)),
         ("lamina_front_connections_total", "counter", "Hypervisors that connected.", |front| front.connections),
         ("lamina_front_refused_total", "counter", "Connections that were not served.", |front| front.refused),

@@ -54,8 +54,8 @@ enum DaemonError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     State(#[from] StateError),
-    #[error(transparent)]
-    Wiring(#[from] WiringError),
+    #[error("{0}")]
+    Wiring(#[source] Box<WiringError>),
     #[error("{doing}")]
     System {
         doing: &'static str,
@@ -139,7 +139,7 @@ fn serve(runtime: &Runtime, settings: Settings, state: &StateDir, began: Instant
     drop(guard);
     let network = settings.metrics_listen.map(NetworkListener::bind).transpose().map_err(system("binding the metrics address"))?;
     let detached = Detached::open(state.detached_file()).map_err(system("reading the list of detached volumes"))?;
-    let parts = runtime.block_on(wiring::open(&settings, state))?;
+    let parts = runtime.block_on(wiring::open(&settings, state)).map_err(|error| DaemonError::Wiring(Box::new(error)))?;
     let mut served = Served::new(parts, settings, state.vhost().to_owned(), detached, runtime.handle().clone());
     served.attach_all();
     let local = LocalListener::bind(state.api_socket()).map_err(system("binding the local socket"))?;

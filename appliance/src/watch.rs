@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lamina_formats::drive::PoolId;
-use lamina_stores::{DriveSpace, DriveState, DriveStore, MemberState, Pool};
+use lamina_stores::{DriveSpace, DriveState, DriveStore, FaultKind, MemberState, Pool};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 
@@ -159,6 +159,9 @@ impl Watched {
 fn see(drive: &DriveStore) -> Sight {
     match drive.space() {
         Ok(space) => Sight::There(space),
-        Err(fault) => Sight::Gone(fault.to_string()),
+        Err(fault) if fault.kind() == FaultKind::Gone => {
+            Sight::Gone("its directory is gone, or something else is mounted there".to_owned())
+        }
+        Err(fault) => Sight::Gone(fault.cause().to_string()),
     }
 }

@@ -301,8 +301,8 @@ fn a_missing_or_blank_drive_starts_degraded_and_too_many_refuse() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("3 of the pool's 6 drives are there") && said.contains("drive3"), "{said}");
     std::fs::remove_dir(&place.drives[1]).expect("still blank");
-    for index in 0..3 {
-        std::fs::rename(&away[index], &place.drives[index]).expect("renamed");
+    for (away, drive) in away.iter().zip(&place.drives).take(3) {
+        std::fs::rename(away, drive).expect("renamed");
     }
     assert_eq!(place.start().status().health, Health::Healthy);
 }
