@@ -314,6 +314,5 @@ fn describe(fault: &TargetFault) -> String {
         let _ = write!(text, ": {error}");
         cause = error.source();
     }
-    text.truncate(text.floor_char_boundary(300));
-    text
+    text.chars().take(300).collect()
 }

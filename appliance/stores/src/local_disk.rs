@@ -121,7 +121,7 @@ fn check_name(name: &str) -> io::Result<()> {
 
 /// Gives the whole file its space. Where the file system cannot allocate, zeros are written instead.
 fn allocate(fd: &OwnedFd, len: u64) -> io::Result<()> {
-    const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     if len == 0 {
         return Ok(());
     }

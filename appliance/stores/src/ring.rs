@@ -290,3 +290,50 @@ fn complete(ring: &mut IoUring, flight: &mut Flight, slot: usize, result: i32) {
         read.finish(outcome);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::FileExt;
+    use std::sync::{Arc, mpsc};
+
+    use super::Reader;
+
+    fn reads_and_errors(reader: &Reader) {
+        let file = tempfile::tempfile().expect("a file");
+        let bytes: Vec<u8> = (0..1_000_000_u32).map(|n| ((n * 31) >> 3) as u8).collect();
+        file.write_all_at(&bytes, 0).expect("written");
+        let fd = Arc::new(OwnedFd::from(file));
+        let (send, receive) = mpsc::channel();
+        for n in 0..1000_u64 {
+            let (send, offset) = (send.clone(), n * 997);
+            reader.read(Arc::clone(&fd), offset, vec![0; 2000], Box::new(move |read| send.send((offset, read)).expect("awaited")));
+        }
+        for _ in 0..1000 {
+            let (offset, read) = receive.recv().expect("answered");
+            assert_eq!(read.expect("read"), bytes[offset as usize..offset as usize + 2000]);
+        }
+        // The file ends inside the read; a descriptor that cannot be read at all.
+        let (send, receive) = mpsc::channel();
+        let other = send.clone();
+        reader.read(Arc::clone(&fd), 999_000, vec![0; 2000], Box::new(move |read| other.send(read).expect("awaited")));
+        let eof = receive.recv().expect("answered").expect_err("past the end");
+        assert_eq!(eof.kind(), std::io::ErrorKind::UnexpectedEof);
+        let directory = Arc::new(OwnedFd::from(File::open("/").expect("opened")));
+        reader.read(directory, 0, vec![0; 10], Box::new(move |read| send.send(read).expect("awaited")));
+        assert!(receive.recv().expect("answered").is_err());
+    }
+
+    #[test]
+    fn threads_read_where_there_is_no_ring() {
+        let reader = Reader::with_threads().expect("started");
+        assert!(!reader.uses_io_uring());
+        reads_and_errors(&reader);
+    }
+
+    #[test]
+    fn whatever_this_kernel_permits_reads() {
+        reads_and_errors(&Reader::start().expect("started"));
+    }
+}

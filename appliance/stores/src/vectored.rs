@@ -52,7 +52,7 @@ pub(crate) fn read_vec_at(fd: impl AsFd, mut offset: u64, len: usize) -> io::Res
         let target = buf.spare_capacity_mut();
         let target = target.get_mut(..missing).ok_or(io::ErrorKind::OutOfMemory)?;
         match rustix::io::pread(&fd, target, offset) {
-            Ok((filled, _)) if filled.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(([], _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok((filled, _)) => {
                 let read = filled.len();
                 offset += read as u64;
