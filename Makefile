@@ -31,8 +31,8 @@ deny: $(DENY)    ## licences, advisories and sources of dependencies
 	    echo "make deny: advisories were NOT checked: $(ADVISORIES) cannot be reached" >&2; \
 	fi
 
+# The tests of laminad and lamina build the binaries that the journeys use.
 test-only: $(NEXTEST)    ## the tests alone
-	$(CARGO) build --locked -p laminad -p lamina-cli --bins
 	$(NEXTEST) nextest run --locked --workspace --no-fail-fast --status-level slow --final-status-level slow
 
 bench: packages    ## speed beside qemu-storage-daemon: a table, and JSON
@@ -41,7 +41,7 @@ bench: packages    ## speed beside qemu-storage-daemon: a table, and JSON
 
 soak: packages    ## an hour of kills, power losses and lost drives under a guest's load
 	$(CARGO) build --release --locked -p laminad -p lamina-cli
-	LAMINA_SOAK=1 $(CARGO) test --release --locked -p lamina-journeys -- --include-ignored --nocapture
+	LAMINA_SOAK=1 $(CARGO) test --release --locked -p lamina-journeys -- --include-ignored --nocapture --test-threads 1
 
 packages:
 	tests/install-packages.sh

@@ -14,6 +14,8 @@ use crate::config::{LogFormat, parse_duration};
 #[command(
     name = "laminad",
     version,
+    // The last one counts, so that a wrapper's defaults can be overridden. Drives add up.
+    args_override_self = true,
     after_long_help = "\
 Examples:
   laminad --state-dir ./state --drive d1 --drive d2 --drive d3 --drive d4 --drive d5 --drive d6 --policy 4+2
