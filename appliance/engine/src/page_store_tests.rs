@@ -162,3 +162,15 @@ fn a_damaged_sled_is_begun_anew_or_answers_nothing_wrong_with_length() {
     put(&*store, 1);
     assert_eq!(get(&*store, 1, 1), Some(page(1, 1)));
 }
+
+#[test]
+fn a_sled_that_another_holds_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("pages");
+    let store = sled(&path, 1 << 30);
+    put(&*store, 1);
+    assert!(SledPages::open(&path, 1 << 30, 1 << 20).is_err());
+    assert_eq!(get(&*store, 1, 1), Some(page(1, 1)));
+    drop(store);
+    assert_eq!(get(&*sled(&path, 1 << 30), 1, 1), Some(page(1, 1)));
+}

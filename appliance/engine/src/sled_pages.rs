@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lamina_contract::{Epoch, VolumeId};
 use lamina_formats::map::MapObject;
@@ -17,6 +18,9 @@ use parking_lot::{Mutex, RwLock};
 use crate::page_store::{ObjectKey, PageKey, PageStore};
 
 const KEY_BYTES: usize = 28;
+/// Two seconds in all.
+const HELD_TRIES: u32 = 40;
+const HELD_WAIT: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -47,19 +51,23 @@ impl SledPages {
     /// told to use `cache_bytes` of memory (it takes several times that).
     ///
     /// # Errors
-    /// The system's, when not even an empty database can be made.
+    /// The system's, when another process has the database, or not even an empty one can be made.
     pub fn open(directory: &Path, most_bytes: u64, cache_bytes: u64) -> io::Result<Self> {
-        let opened = open_caught(directory, cache_bytes).and_then(|db| {
-            let kept = guarded(|| count(&db))?;
-            Some((db, kept))
-        });
+        let opened = match open_unheld(directory, cache_bytes) {
+            Opening::Open(db) => guarded(|| count(&db)).map(|kept| (db, kept)),
+            Opening::Held(error) => return Err(error),
+            Opening::Damaged => None,
+        };
         let (db, kept) = match opened {
             Some(opened) => opened,
             None => {
                 tracing::warn!(path = %directory.display(), "local map pages are damaged and begun anew");
                 wipe(directory)?;
-                let db = open_caught(directory, cache_bytes).ok_or_else(|| io::Error::other("sled cannot make a database"))?;
-                (db, Kept::default())
+                match open_unheld(directory, cache_bytes) {
+                    Opening::Open(db) => (db, Kept::default()),
+                    Opening::Held(error) => return Err(error),
+                    Opening::Damaged => return Err(io::Error::other("sled cannot make a database")),
+                }
             }
         };
         let pages =
@@ -98,7 +106,9 @@ impl SledPages {
             tracing::warn!(%error, "damaged map pages cannot be removed");
             return;
         }
-        *db = open_caught(&self.directory, self.cache_bytes);
+        if let Opening::Open(new) = open_once(&self.directory, self.cache_bytes) {
+            *db = Some(new);
+        }
     }
 
     fn trim(&self) {
@@ -178,13 +188,43 @@ fn guarded<T>(work: impl FnOnce() -> sled::Result<T>) -> Option<T> {
     }
 }
 
-fn open_caught(directory: &Path, cache_bytes: u64) -> Option<sled::Db> {
+enum Opening {
+    Open(sled::Db),
+    /// Somebody else has it.
+    Held(io::Error),
+    Damaged,
+}
+
+/// A database that was closed a moment ago is let go of by sled's threads a little later: that is waited for, so that it is not
+/// taken for one that another process holds.
+fn open_unheld(directory: &Path, cache_bytes: u64) -> Opening {
+    let mut tries = HELD_TRIES;
+    loop {
+        let opened = open_once(directory, cache_bytes);
+        tries -= 1;
+        if tries == 0 || !matches!(opened, Opening::Held(_)) {
+            return opened;
+        }
+        std::thread::sleep(HELD_WAIT);
+    }
+}
+
+fn open_once(directory: &Path, cache_bytes: u64) -> Opening {
     let config = sled::Config::new()
         .path(directory)
         .cache_capacity(cache_bytes)
         .flush_every_ms(Some(5_000))
         .mode(sled::Mode::HighThroughput);
-    guarded(|| config.open())
+    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(Ok(db)) => Opening::Open(db),
+        // What sled says when its lock is taken has no kind of its own.
+        Ok(Err(sled::Error::Io(error))) if error.kind() == io::ErrorKind::Other => Opening::Held(error),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "sled failed");
+            Opening::Damaged
+        }
+        Err(_) => Opening::Damaged,
+    }
 }
 
 fn wipe(directory: &Path) -> io::Result<()> {
