@@ -113,6 +113,8 @@ pub(crate) struct Journal {
 
 struct FreeSegment {
     slot: u32,
+    /// Its last use, which may still be dirty; 0 when there was none.
+    sequence: u64,
     file: Arc<dyn DiskFile>,
 }
 
@@ -162,7 +164,7 @@ impl Journal {
             if !present.iter().any(|s| s.slot == slot && s.file.len() == segment_bytes) {
                 present.retain(|s| s.slot != slot);
                 let file = disk.create(&segment_name(slot), segment_bytes).map_err(failed("allocating a segment"))?;
-                present.push(FreeSegment { slot, file });
+                present.push(FreeSegment { slot, sequence: 0, file });
             }
         }
         disk.sync_names().map_err(failed("making segment names durable"))?;
@@ -242,7 +244,7 @@ impl Journal {
                 segment.file.sync_data().map_err(failed("making the recovered journal durable"))?;
                 append.live.push_back(segment);
             } else {
-                append.free.push_back(FreeSegment { slot: segment.slot, file: segment.file.clone() });
+                append.free.push_back(FreeSegment { slot: segment.slot, sequence: 0, file: segment.file.clone() });
             }
         }
         append.next_batch = batches.iter().map(|b| b.sequence).filter(|s| *s <= intact).max().unwrap_or(0) + 1;
@@ -321,7 +323,10 @@ impl Journal {
             bytes: self.segment_bytes,
         };
         failpoint::hit(failpoint::JOURNAL_SEGMENT);
-        if let Err(cause) = next.file.write_at(0, &[IoSlice::new(&header.encode()[..])]) {
+        // Durable before any batch: else power loss may leave the old header over batches of both uses, a hole in the middle of
+        // the oldest use found, and recovery would stop there, before everything that is live.
+        let begun = next.file.write_at(0, &[IoSlice::new(&header.encode()[..])]).and_then(|()| next.file.sync_data());
+        if let Err(cause) = begun {
             self.failed.store(true, Ordering::Release);
             return Err(JournalError::Disk { doing: "writing a segment header", cause });
         }
@@ -381,22 +386,25 @@ impl Journal {
         }
         let (segments, through) = {
             let append = self.append.lock();
-            let dirty: Vec<_> = append.live.iter().filter(|s| s.sequence >= *dirty_from).cloned().collect();
+            // Freed ones too: recovery walks from the oldest use that it finds, and a hole would end its walk before what is live.
+            let freed = append.free.iter().filter(|s| s.sequence > 0).map(|s| (s.sequence, &s.file));
+            let live = append.live.iter().map(|s| (s.sequence, &s.file));
+            let dirty: Vec<_> = freed.chain(live).filter(|(n, _)| n >= &*dirty_from).map(|(n, f)| (n, f.clone())).collect();
             (dirty, append.next_batch - 1)
         };
         if through <= self.durable.load(Ordering::Acquire) {
             return Ok(through);
         }
         failpoint::hit(failpoint::JOURNAL_BEFORE_SYNC);
-        for segment in &segments {
+        for (_, file) in &segments {
             // Oldest first: a durable batch never stands behind one that is not.
-            if let Err(cause) = segment.file.sync_data() {
+            if let Err(cause) = file.sync_data() {
                 self.failed.store(true, Ordering::Release);
                 return Err(JournalError::Disk { doing: "fdatasync", cause });
             }
         }
-        if let Some(newest) = segments.last() {
-            *dirty_from = newest.sequence;
+        if let Some((newest, _)) = segments.last() {
+            *dirty_from = *newest;
         }
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.durable.fetch_max(through, Ordering::AcqRel);
@@ -412,7 +420,7 @@ impl Journal {
                 break;
             }
             if let Some(Ok(segment)) = append.live.pop_front().map(Arc::try_unwrap) {
-                append.free.push_back(FreeSegment { slot: segment.slot, file: segment.file });
+                append.free.push_back(FreeSegment { slot: segment.slot, sequence: segment.sequence, file: segment.file });
             }
         }
         self.account(append);
@@ -518,7 +526,7 @@ fn present_segments(disk: &Arc<dyn Disk>) -> Result<Vec<FreeSegment>, JournalErr
         let Ok(slot) = slot.parse() else { continue };
         let file = disk.open(&name).map_err(failed("opening a segment"))?;
         if file.len() >= MIN_SEGMENT_BYTES && file.len().is_multiple_of(PAGE as u64) {
-            present.push(FreeSegment { slot, file });
+            present.push(FreeSegment { slot, sequence: 0, file });
         }
     }
     present.sort_by_key(|s| s.slot);
