@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use lamina_formats::journal::{SegmentHeader, decode_batch};
+
 use crate::dice::Dice;
 use crate::disk_image::{DiskEvent, DiskImage, Fate};
 use crate::life::{Life, Past, Shape, World};
@@ -10,6 +12,9 @@ use crate::log::{Event, Mark};
 use crate::moment::Moment;
 use crate::oracle::{Bounds, Model, Violation};
 use crate::stamp::Content;
+
+/// Events that a finding tells.
+const BEFORE: usize = 60;
 
 /// How a node ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,7 +224,7 @@ impl Explorer {
         let (world, bounds) = self.after(moment, &crash);
         let cut = self.dice.chance(self.effort.cut_recoveries);
         self.recover(life, &world, &bounds, cut).map(drop).map_err(|violation| {
-            let first = at.saturating_sub(24);
+            let first = at.saturating_sub(BEFORE);
             let before = life.events[first..at].iter().map(describe).collect();
             Box::new(Finding { violation, crash, event: at, before })
         })
@@ -323,7 +328,7 @@ impl Explorer {
         };
         let (world, bounds) = self.after(&moment, &crash);
         let finding = |violation| {
-            let before = life.events[at.saturating_sub(24)..at].iter().map(describe).collect();
+            let before = life.events[at.saturating_sub(BEFORE)..at].iter().map(describe).collect();
             Box::new(Finding { violation, crash: crash.clone(), event: at, before })
         };
         let past = Past { models: life.models.clone(), durable: Vec::new(), stored: Vec::new(), next_op: life.next_op };
@@ -372,9 +377,12 @@ fn open_and_read(shape: &Shape, world: &World, past: &Past) -> Result<(Vec<Vec<C
     Ok((seen, life.into_log()))
 }
 
+/// An event as a line for people.
 fn describe(event: &Event) -> String {
     let disk = |name: &str, event: &DiskEvent| match event {
-        DiskEvent::Write { file, offset, data } => format!("{name}: write {} B at {offset} of file {}", data.len(), file.0),
+        DiskEvent::Write { file, offset, data } => {
+            format!("{name}: write {} B at {offset} of file {}{}", data.len(), file.0, describe_journal(data))
+        }
         other => format!("{name}: {other:?}"),
     };
     match event {
@@ -386,5 +394,21 @@ fn describe(event: &Event) -> String {
             format!("registry: generations {generations:?}")
         }
         Event::Mark(mark) => format!("guest: {mark:?}"),
+    }
+}
+
+fn describe_journal(data: &[u8]) -> String {
+    if let Ok(segment) = SegmentHeader::decode(data) {
+        format!(": segment {} from batch {} on", segment.sequence, segment.first_batch)
+    } else if let Ok((batch, entries)) = decode_batch(data) {
+        format!(
+            ": batch {} of segment {}, {} entries, durable through {}",
+            batch.sequence,
+            batch.segment,
+            entries.len(),
+            batch.durable_through
+        )
+    } else {
+        String::new()
     }
 }

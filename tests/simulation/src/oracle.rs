@@ -43,15 +43,17 @@ pub struct Bounds {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// A sector that nobody ever wrote there.
-    #[error("volume {volume}: sector {sector} holds bytes that nobody wrote there")]
+    #[error("volume {volume}: sector {sector} holds bytes that nobody wrote there: {head:08x?}…")]
     Foreign {
         /// Which volume.
         volume: usize,
         /// Which sector.
         sector: usize,
+        /// Its first words: magic, volume, sector and operation in a stamp that is whole.
+        head: [u32; 4],
     },
     /// No admissible state fits.
-    #[error("volume {volume}: no state from {} to {} fits; closest is {closest} but for block {block}", bounds.lower, bounds.upper)]
+    #[error("volume {volume}: no state from {} to {} fits; closest is {closest} but for block {block}, where found and expected are {found:?}", bounds.lower, bounds.upper)]
     NoState {
         /// Which volume.
         volume: usize,
@@ -157,7 +159,10 @@ impl Model {
         bytes
             .chunks_exact(SECTOR)
             .enumerate()
-            .map(|(sector, bytes)| read(place(sector), bytes).ok_or(Violation::Foreign { volume: self.volume, sector }))
+            .map(|(sector, bytes)| {
+                let foreign = || Violation::Foreign { volume: self.volume, sector, head: head(bytes) };
+                read(place(sector), bytes).ok_or_else(foreign)
+            })
             .collect()
     }
 
@@ -221,6 +226,11 @@ impl Model {
             !fits(state) && !after.is_some_and(|after| fits(after))
         })
     }
+}
+
+fn head(sector: &[u8]) -> [u32; 4] {
+    let word = |n: usize| sector.get(4 * n..4 * n + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    [word(0), word(1), word(2), word(3)]
 }
 
 #[cfg(test)]
