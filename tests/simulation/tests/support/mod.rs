@@ -4,7 +4,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lamina_contract::{BlockSize, ScoSize};
-use lamina_simulation::life::VolumeShape;
+use lamina_engine::mutant::{self, Mutant};
+use lamina_simulation::explore::{Effort, Explorer};
+use lamina_simulation::history::{Step, ended, play};
+use lamina_simulation::life::{Life, Shape, VolumeShape};
 
 /// The smallest kind of volume.
 pub fn small_volume(blocks: usize) -> VolumeShape {
@@ -45,4 +48,34 @@ pub fn states_wanted(usual: u64) -> u64 {
 /// The first seed of random tests: `LAMINA_SIM_SEED`, or 1.
 pub fn first_seed() -> u64 {
     std::env::var("LAMINA_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Plants `mutant` and demands that a few short histories show it, and that without it they show nothing.
+pub fn assert_found(mutant: Mutant) {
+    let histories: [&[Step]; 3] = [
+        &[Step::Write { volume: 0, block: 0 }, Step::Flush { volume: 0 }],
+        &[Step::Write { volume: 0, block: 0 }, Step::Write { volume: 0, block: 1 }],
+        &[Step::Write { volume: 0, block: 0 }, Step::Store],
+    ];
+    let shape = Shape::of(&[small_volume(4)]);
+    let (world, past) = Life::create(&shape).unwrap_or_else(|v| panic!("{v}"));
+    let effort = Effort { exhaustive_writes: 8, random_images: 3, cut_recoveries: 0, moments: 100 };
+    let findings = || {
+        let mut findings = Vec::new();
+        for history in histories {
+            let mut life = Life::begin(&shape, &world, &past).unwrap_or_else(|v| panic!("{v}"));
+            for step in history {
+                play(&mut life, &shape, *step).unwrap_or_else(|v| panic!("{history:?}: {v}"));
+            }
+            let found = Explorer::new(effort, 1).explore(&ended(life, &shape, &world, &past), 0);
+            findings.extend(found.err());
+        }
+        findings
+    };
+    assert!(findings().is_empty(), "the healthy engine breaks a promise");
+    mutant::plant(mutant);
+    let found = findings();
+    mutant::plant(Mutant::Healthy);
+    assert!(!found.is_empty(), "{mutant:?} is not found");
+    println!("{mutant:?}: {}", found[0]);
 }
