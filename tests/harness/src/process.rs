@@ -99,11 +99,17 @@ impl Process {
     pub fn spawn(name: &str, mut command: Command) -> Result<Self, HarnessError> {
         let program = |doing| move |cause| HarnessError::Program { doing, program: name.to_owned(), cause };
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        // SAFETY: prctl with integers only; async-signal-safe, as what runs between fork and exec must be.
+        // SAFETY: prctl and sigprocmask on the stack only; async-signal-safe, as what runs between fork and exec must be.
         unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
+            command.pre_exec(|| {
+                // A program that waits for signals in a thread of its own blocks them; its children must not inherit that.
+                let mut none: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&raw mut none);
+                let masked = libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+                if masked != 0 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
             });
         }
         let mut child = command.spawn().map_err(program("start"))?;
