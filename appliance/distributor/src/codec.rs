@@ -45,11 +45,22 @@ pub trait Codec: Send + Sync + Debug {
     /// [`CodecError::Shape`] when numbers or lengths do not fit.
     fn encode(&self, data: &[&[u8]], parity: &mut [Vec<u8>]) -> Result<(), CodecError>;
 
-    /// Makes the fragments `wanted` from at least X of the others.
+    /// Fills `out` with the fragments `wanted`, made from at least X of the others.
     ///
     /// # Errors
-    /// [`CodecError::TooFew`], [`CodecError::Shape`].
-    fn rebuild(&self, present: &[(usize, &[u8])], wanted: &[usize]) -> Result<Vec<Vec<u8>>, CodecError>;
+    /// [`CodecError::TooFew`]; [`CodecError::Shape`] when numbers or lengths do not fit.
+    fn rebuild_into(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &mut [Vec<u8>]) -> Result<(), CodecError>;
+
+    /// As [`Codec::rebuild_into`], into new memory.
+    ///
+    /// # Errors
+    /// As there.
+    fn rebuild(&self, present: &[(usize, &[u8])], wanted: &[usize]) -> Result<Vec<Vec<u8>>, CodecError> {
+        let len = present.first().map_or(0, |(_, bytes)| bytes.len());
+        let mut out = vec![vec![0; len]; wanted.len()];
+        self.rebuild_into(present, wanted, &mut out)?;
+        Ok(out)
+    }
 }
 
 /// Which engine to use.
@@ -176,8 +187,9 @@ impl Codec for ReferenceCodec {
         }
     }
 
-    fn rebuild(&self, present: &[(usize, &[u8])], wanted: &[usize]) -> Result<Vec<Vec<u8>>, CodecError> {
+    fn rebuild_into(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &mut [Vec<u8>]) -> Result<(), CodecError> {
         let chosen = choose(self.policy, present)?;
+        fits(&chosen, out, wanted.len())?;
         if wanted.iter().any(|&index| index >= self.policy.total()) {
             return Err(CodecError::Shape);
         }
@@ -192,9 +204,18 @@ impl Codec for ReferenceCodec {
         {
             code.reconstruct(&mut shards)?;
         }
-        let rebuilt = |&index: &usize| shards.get(index).cloned().flatten().unwrap_or_default();
-        Ok(wanted.iter().map(rebuilt).collect())
+        for (out, &index) in out.iter_mut().zip(wanted) {
+            // Every length was checked above; without parity nothing but what is present can be wanted.
+            out.copy_from_slice(shards.get(index).and_then(Option::as_deref).unwrap_or_default());
+        }
+        Ok(())
     }
+}
+
+/// Checks that `out` has `count` buffers as long as the chosen fragments.
+pub(crate) fn fits(chosen: &[(usize, &[u8])], out: &[Vec<u8>], count: usize) -> Result<(), CodecError> {
+    let len = chosen.first().map_or(0, |(_, bytes)| bytes.len());
+    if out.len() == count && out.iter().all(|out| out.len() == len) { Ok(()) } else { Err(CodecError::Shape) }
 }
 
 /// The rows that make `wanted` out of `chosen`.

@@ -26,6 +26,7 @@ use object_store::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::buffers::Buffers;
 use crate::codec::Codecs;
 use crate::error::DistributorError;
 use crate::list::object_meta;
@@ -62,6 +63,7 @@ pub(crate) struct Core {
     pub(crate) targets: Vec<TargetSlot>,
     pub(crate) places: Vec<Place>,
     pub(crate) codecs: Codecs,
+    pub(crate) buffers: Buffers,
     pub(crate) views: ViewCache,
     pub(crate) locks: KeyLocks,
     pub(crate) stragglers: Stragglers,
@@ -189,6 +191,7 @@ impl Distributor {
             places,
             targets,
             codecs: Codecs::new(options.engine),
+            buffers: Buffers::default(),
             views: ViewCache::new(options.header_cache_bytes),
             locks: KeyLocks::default(),
             stragglers: Stragglers::default(),

@@ -5,6 +5,7 @@
 use bytes::{Bytes, BytesMut};
 use lamina_formats::fragment::{FragmentSums, SumBuilder};
 
+use crate::buffers::Buffers;
 use crate::codec::{Codec, CodecError};
 use crate::stripe::Layout;
 
@@ -22,7 +23,12 @@ pub(crate) fn sums_of(data: &[u8]) -> FragmentSums {
 }
 
 /// All Y fragments of an object. `codec` is `None` for copies.
-pub(crate) fn encode(payload: &[Bytes], layout: &Layout, codec: Option<&dyn Codec>) -> Result<Vec<Encoded>, CodecError> {
+pub(crate) fn encode(
+    payload: &[Bytes],
+    layout: &Layout,
+    codec: Option<&dyn Codec>,
+    buffers: &Buffers,
+) -> Result<Vec<Encoded>, CodecError> {
     let each = layout.fragment_len();
     let data: Vec<Bytes> = (0..layout.policy.data() as u64).map(|index| cut(payload, index * each, each)).collect();
     let Some(codec) = codec else {
@@ -32,9 +38,9 @@ pub(crate) fn encode(payload: &[Bytes], layout: &Layout, codec: Option<&dyn Code
     };
     let inputs: Vec<&[u8]> = data.iter().map(Bytes::as_ref).collect();
     // One fragment's length; the object is in memory already and this is P/X of it.
-    let mut parity = vec![vec![0; each as usize]; layout.policy.parity()];
+    let mut parity: Vec<Vec<u8>> = (0..layout.policy.parity()).map(|_| buffers.take(each as usize)).collect();
     codec.encode(&inputs, &mut parity)?;
-    let all = data.into_iter().chain(parity.into_iter().map(Bytes::from));
+    let all = data.into_iter().chain(parity.into_iter().map(|parity| buffers.lend(parity)));
     Ok(all
         .map(|data| {
             let sums = sums_of(&data);

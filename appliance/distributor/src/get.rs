@@ -290,10 +290,15 @@ impl Core {
         let codec = self.codecs.of(view.layout.policy)?;
         let inputs: Vec<(usize, Bytes)> = pages.into_iter().map(|pages| (pages.index, pages.bytes)).collect();
         let bytes = inputs.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+        let buffers = self.buffers.clone();
         let work = move || {
             let present: Vec<(usize, &[u8])> = inputs.iter().map(|(index, bytes)| (*index, bytes.as_ref())).collect();
-            let rebuilt = codec.rebuild(&present, &wanted)?;
-            Ok::<_, crate::codec::CodecError>(wanted.into_iter().zip(rebuilt.into_iter().map(Bytes::from)).collect())
+            let len = present.first().map_or(0, |(_, bytes)| bytes.len());
+            let mut rebuilt: Vec<Vec<u8>> = wanted.iter().map(|_| buffers.take(len)).collect();
+            codec.rebuild_into(&present, &wanted, &mut rebuilt)?;
+            Ok::<_, crate::codec::CodecError>(
+                wanted.into_iter().zip(rebuilt.into_iter().map(|bytes| buffers.lend(bytes))).collect(),
+            )
         };
         if bytes <= INLINE_BYTES {
             return Ok(work()?);

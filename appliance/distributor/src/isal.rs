@@ -3,7 +3,7 @@
 use erasure_isa_l::ec;
 use lamina_contract::Policy;
 
-use crate::codec::{Codec, CodecError, choose, decoding_rows, same_length};
+use crate::codec::{Codec, CodecError, choose, decoding_rows, fits, same_length};
 use crate::matrix::{self, Matrix};
 
 /// Columns done at a time: 18 fragments of 32 KiB stay in the second-level cache while the kernel passes over the inputs again for
@@ -85,13 +85,13 @@ impl Codec for IsalCodec {
         Ok(())
     }
 
-    fn rebuild(&self, present: &[(usize, &[u8])], wanted: &[usize]) -> Result<Vec<Vec<u8>>, CodecError> {
+    fn rebuild_into(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &mut [Vec<u8>]) -> Result<(), CodecError> {
         let chosen = choose(self.policy, present)?;
+        fits(&chosen, out, wanted.len())?;
         let rows = decoding_rows(&self.generator, &chosen, wanted)?;
         let len = chosen.first().map_or(0, |(_, bytes)| bytes.len());
         let data: Vec<&[u8]> = chosen.iter().map(|(_, bytes)| *bytes).collect();
-        let mut out = vec![vec![0; len]; wanted.len()];
-        Rows::new(rows.cells(), self.policy.data()).apply(&data, &mut out, len);
-        Ok(out)
+        Rows::new(rows.cells(), self.policy.data()).apply(&data, out, len);
+        Ok(())
     }
 }

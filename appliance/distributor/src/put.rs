@@ -109,7 +109,8 @@ impl Core {
 
     async fn encode(self: &Arc<Self>, payload: PutPayload, layout: Layout) -> Result<Vec<Encoded>, DistributorError> {
         let codec = if layout.policy.data() == 1 { None } else { Some(self.codecs.of(layout.policy)?) };
-        let work = move || encode(payload.as_ref(), &layout, codec.as_deref());
+        let buffers = self.buffers.clone();
+        let work = move || encode(payload.as_ref(), &layout, codec.as_deref(), &buffers);
         if layout.len as usize <= INLINE_BYTES {
             return Ok(work()?);
         }

@@ -7,7 +7,7 @@
 //!
 //! Order of a put: write `temporary/<n>`, `fdatasync` it, rename it to its key, `fsync` the key's directory and every parent not
 //! known to be durable. A crash leaves the old object or the new one, and at most a temporary file that the next open removes.
-//! There is no lock around puts: many at once share the file system's group commit.
+//! There is no lock around puts: many at once share the file system's group commit. Large ones go past the page cache (`direct.rs`).
 //!
 //! Everything goes through descriptors taken at open, and each operation first checks that the path still leads to that directory
 //! and that the identity is still in it. A drive that was removed, unmounted or swapped gives [`FaultKind::Gone`]; nothing is
@@ -18,7 +18,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path as FsPath, PathBuf};
@@ -34,9 +34,10 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
+use crate::direct::write_new;
 use crate::fault::{FaultKind, StoreFault};
 use crate::identity::{self, DriveError, DriveState, IDENTITY, OBJECTS, TEMPORARY, io_error};
-use crate::vectored::{read_vec_at, write_all_at};
+use crate::vectored::read_vec_at;
 
 pub(crate) const STORE: &str = "drive";
 
@@ -282,8 +283,7 @@ impl Drive {
         self.writable(DOING)?;
         let (name, file) = self.temporary(DOING)?;
         let written = (|| {
-            let slices: Vec<IoSlice<'_>> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
-            write_all_at(&file, 0, &slices).map_err(|cause| StoreFault::new(DOING, cause))?;
+            write_new(&file, chunks).map_err(|cause| StoreFault::new(DOING, cause))?;
             self.synced("syncing an object", rustix::fs::fdatasync(&file))?;
             let tag = e_tag(&rustix::fs::fstat(&file).map_err(fault(DOING))?);
             let removals = self.durable.lock().removals;

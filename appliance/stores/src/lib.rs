@@ -4,6 +4,7 @@
 //! SSD. [`MemoryStore`], [`SparseStore`] and [`FlakyStore`] serve tests. Every store passes [`conformance::conformance`].
 
 pub mod conformance;
+mod direct;
 pub mod drive;
 mod drive_store;
 pub mod fault;
