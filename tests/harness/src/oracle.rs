@@ -8,8 +8,9 @@
 //! - **Kept.** An acknowledged operation is *absent* when one of its sectors can only be explained by something strictly older.
 //!   None may be absent that was acknowledged before the crash's durable moment: the crash itself for [`Crash::Kill`], the
 //!   issue of the last acknowledged flush for [`Crash::Power`], a given moment for [`Crash::StoreOnly`].
-//! - **Prefix.** What survives of the others is a prefix in acknowledgement order: nothing that is surely present was
-//!   acknowledged after something that is absent. (The operation at the cut may be there in part, block by block.)
+//! - **Prefix.** What survives of the others is a prefix: whoever survives, everything strictly older survives too. (The operation
+//!   at the cut may be there in part, block by block.) Operations that were in flight together have no order that a guest could
+//!   rely on; where their acknowledgements came in another order than they survive in, the verdict counts it as *swapped*.
 //! - **Whole.** A 4 KiB block that one operation covers is old or new.
 //!
 //! Afterwards what was seen is the new state before: the check *settles*, and unacknowledged operations are over.
@@ -85,8 +86,8 @@ pub enum Violation {
         /// What is there instead.
         found: Content,
     },
-    /// A later write survived, an earlier one did not.
-    #[error("operation {} (acknowledged later) survived, operation {} did not: not a prefix", present.0, absent.0)]
+    /// A write survived that was issued after an absent one was acknowledged.
+    #[error("operation {} survived, operation {}, acknowledged before it was issued, did not: not a prefix", present.0, absent.0)]
     NotAPrefix {
         /// Which survived.
         present: OpId,
@@ -114,6 +115,8 @@ pub struct Verdict {
     pub durable: usize,
     /// Acknowledged ones that the crash took, as it was allowed to.
     pub taken: usize,
+    /// Of these, those acknowledged before another that was in flight with them and survived.
+    pub swapped: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -263,7 +266,7 @@ impl Oracle {
             Crash::Power => self.flushed,
             Crash::StoreOnly { stored } => stored,
         };
-        let mut evidence = Evidence { oracle: self, durable, present: None, absent: BTreeMap::new(), violations: Vec::new() };
+        let mut evidence = Evidence { oracle: self, durable, present: Vec::new(), absent: BTreeMap::new(), violations: Vec::new() };
         let mut seen = Vec::with_capacity(evidence.oracle.sectors.len());
         for (block, bytes) in image.chunks(8 * SECTOR).enumerate() {
             evidence.block(Lba(block as u64 * 8), bytes, &mut seen);
@@ -286,8 +289,8 @@ impl Oracle {
 struct Evidence<'a> {
     oracle: &'a Oracle,
     durable: Moment,
-    /// The last acknowledged operation that is surely present.
-    present: Option<(Moment, OpId)>,
+    /// Acknowledged operations that are surely present.
+    present: Vec<OpId>,
     /// Acknowledged operations that are absent, with one place each.
     absent: BTreeMap<(Moment, OpId), (Lba, Content)>,
     violations: Vec<Violation>,
@@ -334,7 +337,9 @@ impl Evidence<'_> {
             let Some(op) = self.oracle.ops.get(id) else { continue };
             let Some(acked) = op.acked else { continue };
             if candidates == [Some(*id)] {
-                self.present = self.present.max(Some((acked, *id)));
+                if self.present.last() != Some(id) {
+                    self.present.push(*id);
+                }
             } else if candidates.iter().all(|candidate| *candidate != Some(*id) && self.oracle.older(*candidate, op)) {
                 self.absent.entry((acked, *id)).or_insert((lba, found));
             }
@@ -360,11 +365,7 @@ impl Evidence<'_> {
                 self.violations.push(Violation::Lost { lba: *lba, op: *op, acked: *acked, durable: self.durable, found: *found });
             }
         }
-        if let (Some((first, _)), Some((last, present))) = (self.absent.first_key_value(), self.present)
-            && last > first.0
-        {
-            self.violations.push(Violation::NotAPrefix { present, absent: first.1 });
-        }
+        let swapped = self.prefix();
         let acked = || self.oracle.ops.values().filter_map(|op| op.acked);
         self.violations.truncate(100);
         Verdict {
@@ -372,7 +373,23 @@ impl Evidence<'_> {
             acknowledged: acked().count(),
             durable: acked().filter(|acked| *acked < self.durable).count(),
             taken: self.absent.len(),
+            swapped,
         }
+    }
+
+    /// Finds what survived although something strictly older did not; answers how many absent ones were merely swapped.
+    fn prefix(&mut self) -> usize {
+        let Some(((first, absent), _)) = self.absent.first_key_value() else { return 0 };
+        let (first, absent) = (*first, *absent);
+        let op = |id: &OpId| self.oracle.ops.get(id);
+        // The first acknowledged of the absent is strictly older than whatever was issued after that.
+        let broken = self.present.iter().find(|id| op(id).is_some_and(|op| op.issued > first)).copied();
+        let last = self.present.iter().filter_map(|id| op(id)?.acked).max().unwrap_or(Moment(0));
+        let swapped = self.absent.keys().filter(|(acked, id)| *acked < last && Some(*id) != self.present.last().copied()).count();
+        if let Some(present) = broken.filter(|present| *present != absent) {
+            self.violations.push(Violation::NotAPrefix { present, absent });
+        }
+        swapped
     }
 }
 

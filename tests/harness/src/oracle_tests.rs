@@ -142,6 +142,18 @@ fn survivors_that_are_no_prefix_are_found() {
 }
 
 #[test]
+fn of_two_writes_in_flight_together_either_may_survive_alone() {
+    let mut model = Model::new(4);
+    let (first, second) = (model.issue(0, 8, Paint::Unique), model.issue(16, 8, Paint::Unique));
+    model.oracle.acknowledge(first);
+    model.oracle.acknowledge(second);
+    model.apply(second, 16, 8);
+    let image = std::mem::take(&mut model.image);
+    let verdict = model.oracle.check(Crash::Power, &image);
+    assert_eq!((verdict.violations.as_slice(), verdict.taken, verdict.swapped), ([].as_slice(), 1, 1));
+}
+
+#[test]
 fn a_store_alone_keeps_what_is_older_than_its_bound() {
     let mut model = Model::new(4);
     let lost = model.promised(0, 8);

@@ -221,14 +221,13 @@ impl StampedWriter {
             return (Action::Read { start, sectors }, Flying::Read { start, sectors, issued: self.oracle.moment() });
         }
         if draw < mix.flush + mix.read + mix.zero {
-            let align = if self.random.random_bool(0.3) { 1 } else { 8 };
+            // Guests align discards as the disk advertises; only whole blocks are sure to read as zeros. Write-zeroes promises more.
+            let discard = self.random.random_bool(0.5);
+            let align = if !discard && self.random.random_bool(0.3) { 1 } else { 8 };
             let (start, sectors) = (self.place(blocks * 8, align), SectorCount(blocks * 8));
             let op = self.oracle.issue(start, sectors, Paint::Zero);
-            let action = if self.random.random_bool(0.5) {
-                Action::Discard { start, sectors }
-            } else {
-                Action::WriteZeroes { start, sectors, unmap: self.random.random_bool(0.5) }
-            };
+            let unmap = self.random.random_bool(0.5);
+            let action = if discard { Action::Discard { start, sectors } } else { Action::WriteZeroes { start, sectors, unmap } };
             return (action, Flying::Change(op));
         }
         let template = draw < mix.flush + mix.read + mix.zero + mix.template;

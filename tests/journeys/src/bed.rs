@@ -64,6 +64,22 @@ pub fn wait_attached(socket: &Path) -> Result<(), HarnessError> {
     Ok(())
 }
 
+/// Takes a drive away while the daemon uses it, as `rm -rf` does: what is written to it meanwhile is removed too.
+///
+/// # Errors
+/// [`HarnessError::File`].
+pub fn lose_drive(drive: &Path) -> Result<(), HarnessError> {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        match std::fs::remove_dir_all(drive) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !drive.exists() => return Ok(()),
+            Err(error) if Instant::now() > until => return Err(HarnessError::file("remove", drive)(error)),
+            Err(_) => {}
+        }
+    }
+}
+
 /// A number at a path of keys in an answer, 0 when absent.
 #[must_use]
 pub fn counter(answer: &Value, path: &[&str]) -> u64 {

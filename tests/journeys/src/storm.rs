@@ -28,6 +28,8 @@ pub struct StormReport {
     pub durable: usize,
     /// Of the others, those that the crashes took.
     pub taken: usize,
+    /// Of these, those acknowledged before another in flight with them that survived.
+    pub swapped: usize,
     /// The longest restart until ready.
     pub slowest_restart: Duration,
 }
@@ -43,6 +45,7 @@ impl StormReport {
         self.acknowledged += verdict.acknowledged;
         self.durable += verdict.durable;
         self.taken += verdict.taken;
+        self.swapped += verdict.swapped;
     }
 }
 

@@ -90,7 +90,17 @@ fn kill_an_acknowledged_write_survives_an_abort_at_each_named_failpoint() {
     let mut random = StdRng::seed_from_u64(seed());
     let names = failpoints();
     assert!(names.len() >= 10, "{names:?}");
-    let mut bed = small_journal_bed();
+    let mut bed = Bed::with(|options, _| {
+        options.journal = Some(ByteSize(64 << 20));
+        options.cache = Some(ByteSize(64 << 20));
+        // Near the least it takes, and divided among many volumes: so the map is checkpointed after a few megabytes.
+        options.memory = Some(ByteSize(180 << 20));
+        Ok(())
+    })
+    .expect("a daemon");
+    for number in 0..24 {
+        bed.volume(&format!("bystander-{number}"), ByteSize(8 << 20)).expect("a volume");
+    }
     let mut storm = Storm::new(&bed.daemon, 2, REGION, WriterMix::default(), random.random()).expect("volumes");
     let mut report = StormReport::default();
     let mut silent: BTreeSet<String> = BTreeSet::new();
@@ -113,7 +123,7 @@ fn kill_an_acknowledged_write_survives_an_abort_at_each_named_failpoint() {
                         let _ = daemon.create_volume("passing", ByteSize(8 << 20));
                         let _ = daemon.cli(&["volume", "delete", "passing", "--yes"]);
                     }
-                    fired = daemon.process().wait(Duration::from_secs(12)).is_ok();
+                    fired = daemon.process().wait(Duration::from_secs(20)).is_ok();
                     daemon.kill();
                     Ok(true)
                 })

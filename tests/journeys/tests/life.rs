@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lamina_contract::units::{ByteSize, Lba};
 use lamina_harness::{Client, ClientOptions, Crash, HarnessError, WriterMix, process_use};
-use lamina_journeys::{Bed, Storm, StormReport, counter};
+use lamina_journeys::{Bed, Storm, StormReport, counter, drain};
 
 #[test]
 fn one_daemon_serves_many_volumes_and_keeps_them_apart() {
@@ -40,7 +40,10 @@ fn an_idle_daemon_with_attached_volumes_uses_at_most_one_percent_of_a_cpu() {
         clients.push(client);
     }
     // What was written goes behind first.
-    std::thread::sleep(Duration::from_secs(4));
+    let names: Vec<String> = (0..8).map(|number| format!("idle-{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    drain(&bed.daemon, &names, Duration::from_secs(60)).expect("stored behind");
+    std::thread::sleep(Duration::from_secs(2));
     let before = process_use(bed.daemon.pid()).expect("running").cpu();
     std::thread::sleep(Duration::from_secs(10));
     let used = process_use(bed.daemon.pid()).expect("running").cpu() - before;

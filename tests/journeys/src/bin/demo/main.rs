@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use lamina_contract::units::ByteSize;
 use lamina_harness::{Daemon, DaemonOptions, GuestImage, GuestOptions, GuestReport, HarnessError, Place, VolumeInfo, cleanup};
-use lamina_journeys::{counter, degradations, drain, is_degraded, wait_attached};
+use lamina_journeys::{counter, degradations, drain, is_degraded, lose_drive, wait_attached};
 
 use script::DEMO;
 use story::Story;
@@ -126,8 +126,7 @@ fn behind(story: &Story, daemon: &Daemon, volume: &VolumeInfo, figures: &mut Fig
 fn lose_drives(story: &Story, daemon: &Daemon, figures: &mut Figures) -> Result<(), HarnessError> {
     story.command("rm -rf drive2 drive5");
     for index in [1, 4] {
-        let drive = &daemon.drives()[index];
-        std::fs::remove_dir_all(drive).map_err(HarnessError::file("remove", drive))?;
+        lose_drive(&daemon.drives()[index])?;
     }
     let begin = Instant::now();
     let both = |status: &serde_json::Value| {
