@@ -11,7 +11,8 @@ use lamina_contract::BlockSize;
 use lamina_formats::cache::{Queue, slot_checksum};
 use sha2::{Digest, Sha256};
 
-use crate::cache::{Buffers, Incoming, Inner, LOW, RESERVE, layout_of};
+use crate::cache::{Inner, LOW, RESERVE};
+use crate::cache_fill::{Buffers, Incoming, layout_of};
 use crate::cache_index::{NewSlot, tag_of};
 
 /// Slots forgotten under one hold of the lock: about 25 µs.
@@ -200,7 +201,7 @@ impl Inner {
                 Queue::Main => buffers.main.push_back(header.region),
             }
             buffers.to_load.push((header.region, header.generation));
-            Self::go_on_after(&mut buffers, header.generation);
+            buffers.go_on_after(header.generation);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! The engine names no drive, bucket, socket or clock: those come through the seams of `lamina-contract` and `object_store`.
 
 mod behind;
+mod cache_fill;
 mod cache_index;
 mod cache_regions;
 mod cache_upkeep;
