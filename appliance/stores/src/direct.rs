@@ -25,10 +25,10 @@ pub(crate) const DIRECT_FROM: usize = 128 << 10;
 const ALIGN: usize = 4096;
 
 /// A buffer holds a 1 MiB fragment with its header, so that one write does.
-const BUFFER_PAGES: usize = (2 << 20) / ALIGN;
+const BUFFER_PAGES: usize = (1 << 20) / ALIGN + 16;
 
-/// Buffers kept for the next write: 16 MiB. More writes at once make their own.
-const BUFFERS_KEPT: usize = 8;
+/// Buffers kept for the next write: 26 MiB. More writes at once make their own, so that a drive that hangs holds up no other.
+const BUFFERS_KEPT: usize = 24;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(4096))]
