@@ -206,8 +206,11 @@ impl Journal {
         }
         let mut batches: Vec<Found> = Vec::new();
         let mut durable = 0;
+        // The batch that must come next; the oldest use that was found says which is the first. One whose batches are all lost is a
+        // break too: what stands in later segments must not pass for the beginning.
+        let mut next = None;
         for (i, segment) in used.iter().enumerate() {
-            let expected = batches.last().map_or(segment.first_batch, |b| b.sequence + 1);
+            let expected = next.unwrap_or(segment.first_batch);
             if segment.first_batch != expected || segment.first_batch >= truth[i] {
                 // A left-over of a tail that an earlier recovery gave up; or the run is broken, and what follows shows whether
                 // durable batches are missing.
@@ -219,6 +222,7 @@ impl Journal {
                 continue;
             }
             self.walk_segment(segment, i, expected..truth[i], &mut batches, &mut durable);
+            next = Some(batches.last().map_or(expected, |b| b.sequence + 1));
         }
         let mut intact = 0;
         let mut data = Vec::new();
@@ -493,9 +497,9 @@ impl Walk {
         for segment in present {
             let mut page = vec![0; PAGE];
             segment.file.read_at(0, &mut page).map_err(failed("reading a segment header"))?;
-            match SegmentHeader::decode(&page) {
-                Ok(header) => headers.push((header, segment)),
-                Err(_) => free.push_back(segment),
+            match SegmentHeader::decode(&page).ok().or_else(|| header_from_batch(&segment)) {
+                Some(header) => headers.push((header, segment)),
+                None => free.push_back(segment),
             }
         }
         headers.sort_by_key(|(header, _)| header.sequence);
@@ -517,6 +521,18 @@ impl Walk {
         }
         Ok(Self { id, used, free, next_segment })
     }
+}
+
+/// What the header of a use must have said, by its first batch: a rotten header page must not pass for a free segment.
+fn header_from_batch(segment: &FreeSegment) -> Option<SegmentHeader> {
+    let mut bytes = vec![0; PAGE];
+    segment.file.read_at(PAGE as u64, &mut bytes).ok()?;
+    bytes.resize(claimed_header_pages(&bytes).ok()? * PAGE, 0);
+    segment.file.read_at(PAGE as u64, &mut bytes).ok()?;
+    let (batch, _) = decode_batch(&bytes).ok()?;
+    tracing::warn!(slot = segment.slot, sequence = batch.segment, "a segment's header is damaged; its first batch says what it is");
+    let bytes = segment.file.len();
+    Some(SegmentHeader { journal: batch.journal, sequence: batch.segment, first_batch: batch.sequence, bytes })
 }
 
 fn present_segments(disk: &Arc<dyn Disk>) -> Result<Vec<FreeSegment>, JournalError> {
