@@ -12,7 +12,7 @@ use lamina_simulation::dice::Dice;
 use lamina_simulation::explore::{Count, Effort, Explorer};
 use lamina_simulation::history::{Guests, check_reads, ended};
 use lamina_simulation::life::{Life, Shape, VolumeShape};
-use support::{first_seed, in_parallel, states_wanted};
+use support::{first_seed, in_parallel, named, states_wanted};
 
 const LIVES: usize = 4;
 
@@ -62,7 +62,8 @@ fn no_crash_of_a_long_history_breaks_a_promise() {
     let begun = std::time::Instant::now();
     in_parallel(usize::MAX, |n| {
         if states.load(Ordering::Relaxed) < wanted {
-            let count = world(first + n as u64);
+            let seed = first + n as u64;
+            let count = named(&format!("seed {seed}"), || world(seed));
             states.fetch_add(count.states, Ordering::Relaxed);
             cuts.fetch_add(count.cut_recoveries, Ordering::Relaxed);
             worlds.fetch_add(1, Ordering::Relaxed);

@@ -40,6 +40,14 @@ pub fn in_parallel(count: usize, work: impl Fn(usize) -> bool + Sync) {
     });
 }
 
+/// Does `work`, and says what it was when it panics.
+pub fn named<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        eprintln!("^ this was {what}");
+        std::panic::resume_unwind(panic)
+    })
+}
+
 /// How many states random tests look at: `LAMINA_SIM_STATES`, or `usual`.
 pub fn states_wanted(usual: u64) -> u64 {
     std::env::var("LAMINA_SIM_STATES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
