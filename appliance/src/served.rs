@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lamina_api::appliance::Appliance;
+use lamina_api::listener::MAX_SOCKET_PATH;
 use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::status::{Degradation, Status};
 use lamina_api::target::TargetList;
@@ -177,12 +178,26 @@ impl Served {
             return Err(Problem::new(ProblemKind::Unavailable, format!("volume '{name}' is not open"))
                 .advise("`lamina status` and the daemon's log say why"));
         };
-        let path = self.vhost.join(format!("{name}.sock"));
+        let path = self.socket(name);
         let options = ServerOptions { queues: QUEUES, drain_timeout: DRAIN, ..ServerOptions::default() };
         let front = Server::bind(&path, volume as Arc<dyn BlockDevice>, options).map_err(|error| of_server(&error))?;
         tracing::info!(volume = %name, socket = %path.display(), "attached");
         self.fronts.write().insert(id, Arc::new(front));
         Ok(())
+    }
+
+    fn socket(&self, name: &VolumeName) -> PathBuf {
+        self.vhost.join(format!("{name}.sock"))
+    }
+
+    /// A socket's path is short by nature: said before a volume is made that could not be served.
+    fn check_socket(&self, name: &VolumeName) -> Result<(), Problem> {
+        let path = self.socket(name);
+        if path.as_os_str().len() <= MAX_SOCKET_PATH {
+            return Ok(());
+        }
+        let detail = format!("the socket of volume '{name}' would be {}, longer than the {MAX_SOCKET_PATH} bytes of a socket's path", path.display());
+        Err(Problem::new(ProblemKind::InvalidRequest, detail).advise("choose a shorter name, or a shorter --state-dir or runtime_dir"))
     }
 
     /// Removes the volume's socket, if it has one.
@@ -215,6 +230,7 @@ impl Appliance for Served {
     fn create(&self, request: &CreateVolume) -> Result<Volume, Problem> {
         let spec = spec(request)?;
         let name = spec.name.clone();
+        self.check_socket(&name)?;
         let changes = self.detached.lock();
         let volume = self.runtime.block_on(self.node.create(spec)).map_err(|error| of_engine(&error))?;
         self.serve(volume.id(), &name).map_err(|problem| {

@@ -26,8 +26,9 @@ const DEFAULT_MEMORY: ByteSize = ByteSize(1 << 30);
 const LAG: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 const DEFAULT_LAG: Duration = Duration::from_secs(10);
 
-/// `/vhost/` and a name of 63 characters with `.sock`, which must fit behind the runtime directory.
-const SOCKET_NAME: usize = "/vhost/".len() + 63 + ".sock".len();
+/// `/vhost/` and the shortest name with `.sock`, which must fit behind the runtime directory; a volume whose longer name does not
+/// is refused when it is made.
+const SOCKET_NAME: usize = "/vhost/".len() + 1 + ".sock".len();
 
 /// Everything that the daemon is told from outside, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
