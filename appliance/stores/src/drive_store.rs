@@ -16,7 +16,8 @@ use object_store::{
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use crate::drive::{Drive, DriveStore, Opened, Refusal, STORE, read_bytes};
+use crate::drive::{Drive, DriveStore, Refusal, STORE};
+use crate::drive_read::{Opened, read_bytes};
 use crate::fault::StoreFault;
 use crate::upload::BufferedUpload;
 

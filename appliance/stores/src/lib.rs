@@ -6,6 +6,7 @@
 pub mod conformance;
 mod direct;
 pub mod drive;
+mod drive_read;
 mod drive_store;
 pub mod fault;
 pub mod flaky;
