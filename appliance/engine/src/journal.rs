@@ -70,6 +70,9 @@ pub enum JournalError {
     Failed,
 }
 
+/// What recovery was doing when the SSD refused.
+const READING: &str = "reading the journal back";
+
 /// One use of a segment; whoever still needs bytes in it holds it.
 pub(crate) struct SegmentUse {
     slot: u32,
@@ -214,24 +217,24 @@ impl Journal {
             if segment.first_batch != expected || segment.first_batch >= truth[i] {
                 // A left-over of a tail that an earlier recovery gave up; or the run is broken, and what follows shows whether
                 // durable batches are missing.
-                if let Some((header, _)) = self.read_batch(segment, 1)
+                if let Some((header, _)) = self.read_batch(segment, 1)?
                     && segment.first_batch < truth[i]
                 {
                     durable = durable.max(header.durable_through);
                 }
                 continue;
             }
-            self.walk_segment(segment, i, expected..truth[i], &mut batches, &mut durable);
+            self.walk_segment(segment, i, expected..truth[i], &mut batches, &mut durable)?;
             next = Some(batches.last().map_or(expected, |b| b.sequence + 1));
         }
         let mut intact = 0;
         let mut data = Vec::new();
         for found in &batches {
             let segment = &used[found.segment];
-            let Some((header, entries)) = self.read_batch(segment, found.page) else { break };
+            let Some((header, entries)) = self.read_batch(segment, found.page)? else { break };
             let first_page = found.page + header_pages(entries.len()) as u32;
             // Data below the watermark was under an fdatasync; its blocks are checked when they are read.
-            if found.sequence > durable && !data_is_intact(segment, first_page, &entries, &mut data) {
+            if found.sequence > durable && !data_is_intact(segment, first_page, &entries, &mut data)? {
                 break;
             }
             intact = found.sequence;
@@ -265,41 +268,44 @@ impl Journal {
         range: std::ops::Range<u64>,
         batches: &mut Vec<Found>,
         durable: &mut u64,
-    ) {
+    ) -> Result<(), JournalError> {
         let mut page = 1;
         let mut expected = range.start;
         while expected < range.end {
-            let Some((header, entries)) = self.read_batch(segment, page) else { return };
+            let Some((header, entries)) = self.read_batch(segment, page)? else { break };
             if header.sequence != expected {
-                return;
+                break;
             }
             *durable = (*durable).max(header.durable_through);
             batches.push(Found { segment: index, page, sequence: header.sequence });
             page += (header_pages(entries.len()) + data_pages(&entries)) as u32;
             expected += 1;
         }
+        Ok(())
     }
 
-    /// The verified header and entries at `page`, if they are of this journal and this use of the segment.
-    fn read_batch(&self, segment: &SegmentUse, page: u32) -> Option<(BatchHeader, Vec<JournalEntry>)> {
+    /// The verified header and entries at `page`, if they are of this journal and this use of the segment. What cannot be read is an
+    /// error: taken for the journal's end, it would cost everything behind it.
+    fn read_batch(&self, segment: &SegmentUse, page: u32) -> Result<Option<(BatchHeader, Vec<JournalEntry>)>, JournalError> {
         let at = u64::from(page) * PAGE as u64;
         if at + PAGE as u64 > self.segment_bytes {
-            return None;
+            return Ok(None);
         }
+        let read = |bytes: &mut Vec<u8>| segment.file.read_at(at, bytes).map_err(failed(READING));
         let mut bytes = vec![0; PAGE];
-        segment.file.read_at(at, &mut bytes).ok()?;
-        let pages = claimed_header_pages(&bytes).ok()?;
+        read(&mut bytes)?;
+        let Ok(pages) = claimed_header_pages(&bytes) else { return Ok(None) };
         if pages > 1 {
             if at + (pages * PAGE) as u64 > self.segment_bytes {
-                return None;
+                return Ok(None);
             }
             bytes.resize(pages * PAGE, 0);
-            segment.file.read_at(at, &mut bytes).ok()?;
+            read(&mut bytes)?;
         }
-        let (header, entries) = decode_batch(&bytes).ok()?;
+        let Ok((header, entries)) = decode_batch(&bytes) else { return Ok(None) };
         let end = at + ((pages + data_pages(&entries)) * PAGE) as u64;
         let ours = header.journal == self.id && header.segment == segment.sequence;
-        (ours && end <= self.segment_bytes).then_some((header, entries))
+        Ok((ours && end <= self.segment_bytes).then_some((header, entries)))
     }
 
     /// Takes the right to append.
@@ -497,7 +503,11 @@ impl Walk {
         for segment in present {
             let mut page = vec![0; PAGE];
             segment.file.read_at(0, &mut page).map_err(failed("reading a segment header"))?;
-            match SegmentHeader::decode(&page).ok().or_else(|| header_from_batch(&segment)) {
+            let header = match SegmentHeader::decode(&page) {
+                Ok(header) => Some(header),
+                Err(_) => header_from_batch(&segment)?,
+            };
+            match header {
                 Some(header) => headers.push((header, segment)),
                 None => free.push_back(segment),
             }
@@ -524,15 +534,17 @@ impl Walk {
 }
 
 /// What the header of a use must have said, by its first batch: a rotten header page must not pass for a free segment.
-fn header_from_batch(segment: &FreeSegment) -> Option<SegmentHeader> {
-    let mut bytes = vec![0; PAGE];
-    segment.file.read_at(PAGE as u64, &mut bytes).ok()?;
-    bytes.resize(claimed_header_pages(&bytes).ok()? * PAGE, 0);
-    segment.file.read_at(PAGE as u64, &mut bytes).ok()?;
-    let (batch, _) = decode_batch(&bytes).ok()?;
+fn header_from_batch(segment: &FreeSegment) -> Result<Option<SegmentHeader>, JournalError> {
+    let read = |bytes: &mut Vec<u8>| segment.file.read_at(PAGE as u64, bytes).map_err(failed(READING));
+    let mut page = vec![0; PAGE];
+    read(&mut page)?;
+    let Ok(pages) = claimed_header_pages(&page) else { return Ok(None) };
+    page.resize(pages * PAGE, 0);
+    read(&mut page)?;
+    let Ok((batch, _)) = decode_batch(&page) else { return Ok(None) };
     tracing::warn!(slot = segment.slot, sequence = batch.segment, "a segment's header is damaged; its first batch says what it is");
     let bytes = segment.file.len();
-    Some(SegmentHeader { journal: batch.journal, sequence: batch.segment, first_batch: batch.sequence, bytes })
+    Ok(Some(SegmentHeader { journal: batch.journal, sequence: batch.segment, first_batch: batch.sequence, bytes }))
 }
 
 fn present_segments(disk: &Arc<dyn Disk>) -> Result<Vec<FreeSegment>, JournalError> {
@@ -567,20 +579,19 @@ fn data_pages(entries: &[JournalEntry]) -> usize {
         .sum()
 }
 
-fn data_is_intact(segment: &SegmentUse, first_page: u32, entries: &[JournalEntry], data: &mut Vec<u8>) -> bool {
+fn data_is_intact(segment: &SegmentUse, first_page: u32, entries: &[JournalEntry], data: &mut Vec<u8>) -> Result<bool, JournalError> {
     data.resize(data_pages(entries) * PAGE, 0);
-    if segment.file.read_at(u64::from(first_page) * PAGE as u64, data).is_err() {
-        return false;
-    }
+    segment.file.read_at(u64::from(first_page) * PAGE as u64, data).map_err(failed(READING))?;
     let mut rest = data.as_slice();
-    entries.iter().all(|entry| match entry.op {
+    let intact = entries.iter().all(|entry| match entry.op {
         JournalOp::Data { crc, pages } => {
             let (block, behind) = rest.split_at(usize::from(pages) * PAGE);
             rest = behind;
             crc32c(block) == crc
         }
         JournalOp::Zero { .. } | JournalOp::Trim { .. } => true,
-    })
+    });
+    Ok(intact)
 }
 
 #[cfg(test)]
