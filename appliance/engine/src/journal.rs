@@ -505,6 +505,8 @@ impl Walk {
             segment.file.read_at(0, &mut page).map_err(failed("reading a segment header"))?;
             let header = match SegmentHeader::decode(&page) {
                 Ok(header) => Some(header),
+                // Zeros are a segment that was never used, or wiped on purpose.
+                Err(_) if page.iter().all(|byte| *byte == 0) => None,
                 Err(_) => header_from_batch(&segment)?,
             };
             match header {
