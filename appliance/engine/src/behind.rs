@@ -348,7 +348,7 @@ impl Volume {
 
     async fn checkpoint_if_due(self: &Arc<Self>, state: &mut State) -> Result<(), EngineError> {
         let bytes = self.layers.read().stored_bytes();
-        let due = bytes > self.core.delta_limit() || state.entries_since_checkpoint > REPLAY_ENTRIES;
+        let due = bytes > self.core.delta_limit() || state.entries_since_checkpoint > mutant::replay_entries(REPLAY_ENTRIES);
         if due || state.frozen_through.is_some() { self.checkpoint(state).await } else { Ok(()) }
     }
 

@@ -7,6 +7,7 @@ use lamina_contract::{
     BlockDevice, BlockSize, Clock, IoError, Lba, ManualClock, Op, Request, ScoSize, SectorCount, VolumeName, VolumeRecord,
     VolumeSpec,
 };
+use lamina_engine::mutant;
 use lamina_engine::{Background, EngineError, JournalConfig, Node, NodeConfig, Seams, Volume};
 use tokio::runtime::Runtime;
 
@@ -28,6 +29,8 @@ pub struct Shape {
     pub journal: JournalConfig,
     /// Bytes of its dedupe cache; 0 for none.
     pub cache_bytes: u64,
+    /// Entries after which its maps are checkpointed; None for the engine's own bound.
+    pub checkpoint_after: Option<u64>,
     /// Its volumes: how many blocks, of which size, in containers of which size.
     pub volumes: Vec<VolumeShape>,
 }
@@ -62,7 +65,7 @@ impl Shape {
     #[must_use]
     pub fn of(volumes: &[VolumeShape]) -> Self {
         let journal = JournalConfig { bytes: 16 << 20, segment_bytes: 4 << 20 };
-        Self { journal, cache_bytes: 0, volumes: volumes.to_vec() }
+        Self { journal, cache_bytes: 0, checkpoint_after: None, volumes: volumes.to_vec() }
     }
 }
 
@@ -228,6 +231,8 @@ impl Life {
     }
 
     fn open_node(&mut self) -> Result<(), Violation> {
+        // One thread runs everything, and shapes differ: the bound is set anew for each process.
+        mutant::checkpoint_after(self.shape.checkpoint_after);
         let runtime = runtime();
         let seams = Seams {
             journal_disk: self.journal.clone(),
@@ -434,6 +439,7 @@ impl Life {
     /// What the engine met.
     pub fn step(&mut self) -> Result<(), EngineError> {
         let through: Vec<usize> = self.models.iter().map(Model::ops).collect();
+        mutant::checkpoint_after(self.shape.checkpoint_after);
         if let Some(process) = &self.process {
             process.runtime.block_on(process.node.step(true))?;
             for (volume, through) in through.into_iter().enumerate() {

@@ -27,6 +27,9 @@ fn shape(dice: &mut Dice) -> Shape {
     if dice.chance(30) {
         shape.cache_bytes = 4 << 20;
     }
+    if dice.chance(50) {
+        shape.checkpoint_after = Some(dice.below(30));
+    }
     shape
 }
 
