@@ -426,6 +426,36 @@ async fn a_write_that_ends_after_the_delete_brings_nothing_back() {
     assert_eq!(pool.fragment_count().await, 0, "and repair leaves nothing, no marks either");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_delete_beside_a_write_that_is_still_under_way_leaves_a_mark() {
+    // Every target takes a copy, so the slow one does.
+    let pool = Pool::with("1+2", 3, |options| options.write_timeout = Duration::from_secs(2));
+    let key = Path::from("small");
+    pool.distributor.put(&"warm".into(), sample(1, 10).into()).await.expect("put");
+    let put = {
+        let (store, key) = (pool.distributor.clone(), key.clone());
+        tokio::spawn(async move { store.put(&key, sample(1, 1000).into()).await })
+    };
+    // The lookup is answered at once; the write of the last target gets stuck.
+    pool.stores[2].set_slow(Some(Duration::from_secs(1)));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    pool.stores[2].set_slow(Some(Duration::from_secs(600)));
+    put.await.expect("no panic").expect("two of three took it");
+    pool.distributor.quiesce().await;
+    // It is asked again and answers, though the write is still under way.
+    pool.heal();
+    pool.distributor.delete(&key).await.expect("deleted");
+    let mut marks = 0;
+    for at in 0..3 {
+        marks += pool.names_on(at).await.iter().filter(|name| name.as_ref().ends_with(".gone")).count();
+    }
+    assert_eq!(marks, 3, "a crash now, and the late copy would be the object again");
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    assert!(is_not_found(&pool.restarted().get(&key).await));
+    pool.distributor.repair(&()).await.expect("repaired");
+    assert_eq!(pool.fragment_count().await, 3, "only the other object's copies");
+}
+
 #[tokio::test]
 async fn below_write_min_a_put_fails_and_leaves_nothing() {
     let pool = Pool::with("4+2", 6, hasty);

@@ -92,9 +92,14 @@ async fn leftovers_of_unfinished_puts_are_invisible_and_go_at_the_next_open() {
 #[tokio::test]
 async fn a_drive_that_vanishes_gives_errors_and_is_not_made_again() {
     type Vanish = fn(&FsPath);
-    let ways: [(&str, Vanish); 5] = [
+    let ways: [(&str, Vanish); 6] = [
         ("removed", |at| fs::remove_dir_all(at).expect("removed")),
         ("renamed", |at| fs::rename(at, at.with_extension("away")).expect("renamed")),
+        ("exchanged for another drive", |at| {
+            fs::rename(at, at.with_extension("away")).expect("renamed");
+            fs::create_dir(at).expect("made");
+            DriveStore::claim(at, &identity(9)).expect("claimed");
+        }),
         ("emptied", |at| {
             fs::remove_file(at.join("lamina-drive")).expect("removed");
             fs::remove_dir_all(at.join("objects")).expect("removed");
