@@ -281,6 +281,12 @@ impl Journal {
             page += (header_pages(entries.len()) + data_pages(&entries)) as u32;
             expected += 1;
         }
+        // Nothing behind the first bad batch is used, but what it says was durable tells damage from the end of the journal.
+        for page in page..(self.segment_bytes / PAGE as u64) as u32 {
+            if let Some((header, _)) = self.read_batch(segment, page)? {
+                *durable = (*durable).max(header.durable_through);
+            }
+        }
         Ok(())
     }
 
