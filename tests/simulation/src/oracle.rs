@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::stamp::{Content, Place, SECTOR, read};
+use crate::stamp::{Content, Place, SECTOR, paint, read};
 
 /// One request of an operation: sectors that get new content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,6 +164,17 @@ impl Model {
                 read(place(sector), bytes).ok_or_else(foreign)
             })
             .collect()
+    }
+
+    /// The bytes of a block in state `k`.
+    #[must_use]
+    pub fn bytes_of(&self, k: usize, block: usize) -> Vec<u8> {
+        let mut bytes = vec![0; self.per_block * SECTOR];
+        for (n, chunk) in bytes.chunks_exact_mut(SECTOR).enumerate() {
+            let sector = block * self.per_block + n;
+            paint(self.states[k][sector], Place { volume: self.volume, sector, per_block: self.per_block }, chunk);
+        }
+        bytes
     }
 
     /// Which state the volume is in; the highest that fits.
