@@ -71,6 +71,22 @@ struct Upload {
     _permit: OwnedSemaphorePermit,
 }
 
+/// The right to run a volume's store side; given back when dropped, by a panic too.
+pub(crate) struct Running(Arc<Volume>);
+
+impl Running {
+    /// None when somebody runs it already.
+    pub(crate) fn begin(volume: &Arc<Volume>) -> Option<Self> {
+        volume.behind.begin().then(|| Self(volume.clone()))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.behind.running.store(false, Ordering::Release);
+    }
+}
+
 /// The volume was halted meanwhile: nothing more is stored.
 #[derive(Debug)]
 struct Halted;
@@ -111,13 +127,8 @@ impl Behind {
     }
 
     /// Claims the right to run; false when somebody runs already.
-    pub(crate) fn begin(&self) -> bool {
+    fn begin(&self) -> bool {
         !self.running.swap(true, Ordering::AcqRel)
-    }
-
-    /// Gives it back.
-    pub(crate) fn end(&self) {
-        self.running.store(false, Ordering::Release);
     }
 }
 
@@ -138,10 +149,17 @@ impl Volume {
             if state.uploads.is_empty() {
                 break trouble.map_or(Ok(()), Err)?;
             }
-            let Ok(stored) = self.settle(&mut state).await else { return Ok(()) };
-            if self.commit(&mut state, stored).await.is_err() {
+            let committed = match self.settle(&mut state).await {
+                Ok(stored) => self.commit(&mut state, stored).await,
+                Err(Halted) => Err(Halted),
+            };
+            if committed.is_err() {
+                // Nothing of it will be stored by this owner: others may have its permits.
+                state.uploads.clear();
                 return Ok(());
             }
+            // Here and not at the end: under load there is always a next container.
+            self.checkpoint_if_due(&mut state).await?;
         }
         self.checkpoint_if_due(&mut state).await
     }
@@ -269,14 +287,17 @@ impl Volume {
         let mut wait = FIRST_WAIT;
         loop {
             let (coordination, owner, generation) = (self.core.coordination.clone(), self.ownership(), next.generation);
-            match self.core.run_heavy(move || coordination.advance(owner, generation)).await.ok_or(Halted)? {
+            let Some(decided) = self.core.run_heavy(move || coordination.advance(owner, generation)).await else {
+                // Only a panic or the end of the runtime: what was decided is not known here any more.
+                self.halt();
+                return Err(Halted);
+            };
+            match decided {
                 Ok(()) => break,
+                // An earlier try whose answer was lost may have decided it.
+                Err(_) if self.is_decided(&next) => break,
+                Err(_) if self.is_halted() => return Err(Halted),
                 Err(CoordinationError::Unavailable { doing, cause }) => {
-                    // The outcome is unknown: it may have been decided. Running volumes go on, so ask until it is known.
-                    let decided = self.core.coordination.get(self.id());
-                    if decided.is_ok_and(|r| r.generation == next.generation && r.manifest_epoch == next.epoch) {
-                        break;
-                    }
                     tracing::warn!(volume = %self.id(), doing, error = &*cause as &dyn std::error::Error, "coordination cannot be reached");
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
@@ -294,6 +315,11 @@ impl Volume {
         state.old_manifests.push_back(key);
         self.drop_old_manifests(state);
         Ok(())
+    }
+
+    fn is_decided(&self, manifest: &Manifest) -> bool {
+        let record = self.core.coordination.get(self.id());
+        record.is_ok_and(|record| record.generation == manifest.generation && record.manifest_epoch == manifest.epoch)
     }
 
     fn drop_old_manifests(&self, state: &mut State) {
@@ -395,7 +421,7 @@ impl Volume {
     fn fill_cache(&self, batch: &[Upload]) {
         let stats = self.core.cache.stats();
         // Eviction begins somewhat before the last byte.
-        if self.core.throttle.presses() || stats.bytes >= stats.capacity / 8 * 7 {
+        if self.core.presses() || stats.bytes >= stats.capacity / 8 * 7 {
             return;
         }
         for upload in batch {

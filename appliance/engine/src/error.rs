@@ -93,10 +93,32 @@ pub enum EngineError {
         /// Which.
         volume: VolumeId,
     },
+    /// The journal does not continue what the store holds of a volume: accepting it would show other blocks.
+    #[error("volume {volume}: the journal continues at container {found}, the store ends with {stored}")]
+    JournalGap {
+        /// Which.
+        volume: VolumeId,
+        /// The container that the journal's first entry names.
+        found: u64,
+        /// The last container that is stored.
+        stored: u64,
+    },
     /// The journal's thread could not be started.
     #[error("a thread could not be started")]
     Thread(#[source] std::io::Error),
     /// The runtime ended meanwhile.
     #[error("interrupted: the daemon is ending")]
     Interrupted,
+}
+
+impl EngineError {
+    /// Whether trying again cannot help: the object is damaged or proven to be missing.
+    pub(crate) fn is_final(&self) -> bool {
+        let missing = |source: &object_store::Error| matches!(source, object_store::Error::NotFound { .. });
+        match self {
+            Self::Format { .. } | Self::Map(MapError::Damaged { .. }) => true,
+            Self::Store { source, .. } | Self::Map(MapError::Store { source, .. }) => missing(source),
+            _ => false,
+        }
+    }
 }

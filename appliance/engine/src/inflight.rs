@@ -153,6 +153,11 @@ impl Inflight {
         Some(JournalBlock { segment, page: place.page, crc: place.crc })
     }
 
+    /// The oldest use of a segment that this holds.
+    pub(crate) fn oldest_use(&self) -> Option<u64> {
+        self.segments.first().map(|segment| segment.sequence())
+    }
+
     /// The location of block `index`.
     pub(crate) fn location(&self, index: u16) -> Location {
         Location { ancestor: 0, sco: self.number, index }

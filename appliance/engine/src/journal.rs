@@ -82,6 +82,11 @@ pub(crate) struct SegmentUse {
 }
 
 impl SegmentUse {
+    /// Which use this is; counts up over the journal's life.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// The file, for reads of blocks at their page.
     pub(crate) fn file(&self) -> &Arc<dyn DiskFile> {
         &self.file
@@ -337,6 +342,8 @@ impl Journal {
             sequence: append.next_segment,
             first_batch: append.next_batch,
             bytes: self.segment_bytes,
+            // What nobody holds any more is stored and decided: its rot must not end a recovery's walk.
+            oldest: append.live.front().map_or(append.next_segment, |segment| segment.sequence),
         };
         failpoint::hit(failpoint::JOURNAL_SEGMENT);
         // Durable before any batch: else power loss may leave the old header over batches of both uses, a hole in the middle of
@@ -482,6 +489,11 @@ impl Journal {
         self.damaged.load(Ordering::Relaxed)
     }
 
+    /// The oldest use that somebody may still need; 0 when there is none.
+    pub(crate) fn oldest_use(&self) -> u64 {
+        self.append.lock().live.front().map_or(0, |segment| segment.sequence)
+    }
+
     /// Length of a segment in bytes.
     pub(crate) fn segment_bytes(&self) -> u64 {
         self.segment_bytes
@@ -524,9 +536,11 @@ impl Walk {
         // The journal is what its newest segment says it is; segments of another one are left-overs.
         let id = headers.last().map_or(fresh_id, |(header, _)| header.journal);
         let next_segment = headers.last().map_or(1, |(header, _)| header.sequence + 1);
+        let ours = headers.iter().filter(|(header, _)| header.journal == id);
+        let oldest = ours.map(|(header, _)| header.oldest).max().unwrap_or(0);
         let mut used = Vec::new();
         for (header, segment) in headers {
-            if header.journal == id {
+            if header.journal == id && header.sequence >= oldest {
                 used.push(SegmentUse {
                     slot: segment.slot,
                     sequence: header.sequence,
@@ -552,7 +566,7 @@ fn header_from_batch(segment: &FreeSegment) -> Result<Option<SegmentHeader>, Jou
     let Ok((batch, _)) = decode_batch(&page) else { return Ok(None) };
     tracing::warn!(slot = segment.slot, sequence = batch.segment, "a segment's header is damaged; its first batch says what it is");
     let bytes = segment.file.len();
-    Ok(Some(SegmentHeader { journal: batch.journal, sequence: batch.segment, first_batch: batch.sequence, bytes }))
+    Ok(Some(SegmentHeader { journal: batch.journal, sequence: batch.segment, first_batch: batch.sequence, bytes, oldest: 0 }))
 }
 
 fn present_segments(disk: &Arc<dyn Disk>) -> Result<Vec<FreeSegment>, JournalError> {

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use futures::stream::TryStreamExt;
 use lamina_contract::{Clock, Coordination, Disk, Epoch, Generation, VolumeId, VolumeRecord, VolumeSpec};
-use lamina_formats::journal::{JournalOp, PAGE};
+use lamina_formats::journal::{JournalEntry, JournalOp, PAGE};
 use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::behind::Running;
 use crate::cache::{CacheConfig, DedupeCache, Upkeep};
 use crate::error::EngineError;
 use crate::failpoint;
@@ -25,8 +26,9 @@ use crate::page_store::PageStore;
 use crate::pages::PageCache;
 use crate::restart::Sources;
 use crate::syncer::Syncer;
-use crate::throttle::Throttle;
+use crate::throttle::{Throttle, is_low};
 use crate::volume::{Opened, Volume};
+use crate::write::charge;
 
 /// Sealed containers of all volumes in memory at once.
 const UPLOAD_PERMITS: usize = 12;
@@ -115,6 +117,12 @@ impl Core {
     /// Whether the store refused the last object.
     pub(crate) fn is_store_down(&self) -> bool {
         self.store_down.load(Ordering::Acquire)
+    }
+
+    /// Whether the store must be fed at full speed: much waits for it, or segments run short.
+    pub(crate) fn presses(&self) -> bool {
+        let (used, all) = self.journal.usage();
+        self.throttle.presses() || is_low(used as f64 / all as f64)
     }
 
     fn is_quiet(&self) -> bool {
@@ -415,11 +423,10 @@ impl Node {
                 return false;
             }
             for volume in self.volumes() {
-                if volume.behind.begin() {
-                    if let Err(error) = volume.store_behind(|| true).await {
-                        tracing::warn!(volume = %volume.id(), error = &error as &dyn std::error::Error, "draining");
-                    }
-                    volume.behind.end();
+                if let Some(_running) = Running::begin(&volume)
+                    && let Err(error) = volume.store_behind(|| true).await
+                {
+                    tracing::warn!(volume = %volume.id(), error = &error as &dyn std::error::Error, "draining");
                 }
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -458,6 +465,7 @@ struct Opening {
     unopened: Vec<Unopened>,
     deleting: Vec<VolumeRecord>,
     stranded: HashMap<VolumeId, Layers>,
+    records: HashMap<VolumeId, VolumeRecord>,
     /// The store could be listed: what neither it nor the registry knows was deleted.
     complete: bool,
 }
@@ -466,21 +474,30 @@ impl Opening {
     async fn of(sources: &Sources) -> Result<Self, EngineError> {
         let known: HashSet<VolumeId> = sources.coordination.list()?.iter().map(|r| r.id).collect();
         let complete = match sources.adopt_strangers(&known).await {
-            Ok(_) => true,
+            Ok(all) => all,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the store cannot be listed");
                 false
             }
         };
-        let mut opening =
-            Self { opened: HashMap::new(), unopened: Vec::new(), deleting: Vec::new(), stranded: HashMap::new(), complete };
+        let mut opening = Self {
+            opened: HashMap::new(),
+            unopened: Vec::new(),
+            deleting: Vec::new(),
+            stranded: HashMap::new(),
+            records: HashMap::new(),
+            complete,
+        };
         for record in sources.coordination.list()? {
             if record.deleting {
                 opening.deleting.push(record);
                 continue;
             }
             match sources.open(&record).await {
-                Ok(opened) => drop(opening.opened.insert(record.id, opened)),
+                Ok(opened) => {
+                    opening.opened.insert(record.id, opened);
+                    opening.records.insert(record.id, record);
+                }
                 Err(error) => {
                     tracing::error!(volume = %record.id, name = %record.spec.name, error = &error as &dyn std::error::Error,
                         "volume cannot be opened; what the journal holds of it is kept");
@@ -494,18 +511,19 @@ impl Opening {
     fn replay(mut self, config: &NodeConfig, disk: Arc<dyn Disk>, clock: &dyn Clock) -> Result<(Journal, Self), EngineError> {
         let now = clock.monotonic_ms();
         let deleted: HashSet<VolumeId> = self.deleting.iter().map(|r| r.id).collect();
-        let keep_strangers: HashSet<VolumeId> = self.unopened.iter().map(|u| u.record.id).collect();
         let (mut entries, mut dropped) = (0_u64, 0_u64);
         let journal = Journal::open(disk, config.journal, rand::random(), |batch: &Recovered<'_>| {
             let mut page = batch.first_page;
             for entry in batch.entries {
+                self.refuse_gap(entry);
                 let pages = if let JournalOp::Data { pages, .. } = entry.op { u32::from(pages) } else { 0 };
+                let keep = !self.complete || self.is_unopened(entry.volume);
                 let (layers, stored, capacity) = match self.opened.get_mut(&entry.volume) {
                     Some(opened) => {
                         let capacity = opened.spec.sco_size.blocks(opened.spec.block_size);
                         (&mut opened.layers, opened.behind.stored_sco(), capacity)
                     }
-                    None if !deleted.contains(&entry.volume) && (!self.complete || keep_strangers.contains(&entry.volume)) => {
+                    None if keep && !deleted.contains(&entry.volume) => {
                         let first = || Layers::new(entry.location.sco);
                         (self.stranded.entry(entry.volume).or_insert_with(first), lamina_contract::ScoNumber(0), u16::MAX)
                     }
@@ -517,7 +535,7 @@ impl Opening {
                 };
                 if entry.location.sco > stored {
                     layers.publish(entry, batch.segment, page, batch.header.time, now);
-                    layers.open.journal_bytes += u64::from(pages) * PAGE as u64 + 64;
+                    layers.open.journal_bytes += charge(entry);
                     if layers.open.is_full(capacity) {
                         layers.close_open();
                     }
@@ -529,7 +547,37 @@ impl Opening {
         if entries > 0 || dropped > 0 {
             tracing::info!(entries, dropped, "journal replayed; dropped entries are of deleted volumes");
         }
+        for opened in self.opened.values_mut() {
+            // A container that an earlier owner may have sealed gets no further entry: if its manifest turns up, it says the same.
+            opened.layers.close_open();
+        }
         Ok((journal, self))
+    }
+
+    fn is_unopened(&self, volume: VolumeId) -> bool {
+        self.unopened.iter().any(|unopened| unopened.record.id == volume)
+    }
+
+    /// Blocks are found in a container by counting its entries, so a journal that does not continue what is stored, entry by entry,
+    /// must not be replayed: the volume is left unopened and its entries are kept.
+    fn refuse_gap(&mut self, entry: &JournalEntry) {
+        let Some(opened) = self.opened.get(&entry.volume) else { return };
+        let (stored, open) = (opened.behind.stored_sco(), &opened.layers.open);
+        let index = |first: usize| matches!(entry.op, JournalOp::Data { .. }).then_some(first);
+        let at = entry.location;
+        let continues = |first: Option<usize>| first.is_none_or(|first| usize::from(at.index) == first);
+        let fits = at.sco <= stored
+            || (at.sco == open.number && continues(index(open.block_count())))
+            || (at.sco == open.number.next() && !open.is_empty() && continues(index(0)));
+        if fits {
+            return;
+        }
+        let error = EngineError::JournalGap { volume: entry.volume, found: at.sco.0, stored: stored.0 };
+        tracing::error!(volume = %entry.volume, error = &error as &dyn std::error::Error, "volume is not opened");
+        if let (Some(opened), Some(record)) = (self.opened.remove(&entry.volume), self.records.remove(&entry.volume)) {
+            self.stranded.insert(entry.volume, opened.layers);
+            self.unopened.push(Unopened { record, error: Arc::new(error) });
+        }
     }
 }
 
@@ -548,13 +596,22 @@ impl Volume {
         }
     }
 
+    /// Closes the open container when it keeps a filling journal from turning: a quiet volume must not hold up the busy ones.
+    fn close_pinning(&self) {
+        let oldest = self.core.journal.oldest_use();
+        let pins = |layers: &Layers| layers.open.oldest_use().is_some_and(|held| held <= oldest);
+        if self.core.presses() && pins(&self.layers.read()) {
+            self.close_aged(0);
+        }
+    }
+
     /// Whether a closed container should go to the store now.
     fn wants_store(&self) -> bool {
         let layers = self.layers.read();
         let Some(oldest) = layers.closed.front() else { return false };
         let age = self.core.clock.monotonic_ms().saturating_sub(oldest.opened_ms);
         drop(layers);
-        self.core.throttle.presses() || self.core.is_quiet() || age >= self.core.config.store_lag_ms
+        self.core.presses() || self.core.is_quiet() || age >= self.core.config.store_lag_ms
     }
 
     /// Lets go of everything in the journal: the volume is being deleted.
@@ -585,9 +642,11 @@ async fn feed_store(node: Weak<Node>, core: Arc<Core>) {
         let Some(node) = node.upgrade() else { return };
         for volume in node.volumes() {
             volume.close_aged(core.config.store_lag_ms);
-            if volume.is_halted() || !volume.wants_store() || !volume.behind.begin() {
+            volume.close_pinning();
+            if volume.is_halted() || !volume.wants_store() {
                 continue;
             }
+            let Some(running) = Running::begin(&volume) else { continue };
             let core = core.clone();
             core.runtime.clone().spawn(async move {
                 let go_on = || volume.wants_store();
@@ -595,7 +654,7 @@ async fn feed_store(node: Weak<Node>, core: Arc<Core>) {
                     tracing::error!(volume = %volume.id(), error = &error as &dyn std::error::Error, "the store side stopped; it is tried again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
-                volume.behind.end();
+                drop(running);
                 core.work.notify_one();
             });
         }

@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -25,6 +26,9 @@ use crate::volume::Volume;
 
 /// Bytes that one look into the page cache asks for at most.
 const RUN_BYTES: usize = 256 << 10;
+
+/// Pauses before a read of the store is tried again.
+const RETRIES: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(200), Duration::from_secs(1)];
 
 /// Buffers of a queue's thread.
 #[derive(Default)]
@@ -298,8 +302,18 @@ impl Volume {
             capacity: self.sco_blocks(),
         };
         self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
-        let fetched = self.core.fetcher.blocks(&container, wanted).await;
-        let blocks = fetched.map_err(|error| report(self.id(), &error))?;
+        let mut pauses = RETRIES.iter();
+        let blocks = loop {
+            match (self.core.fetcher.blocks(&container, wanted).await, pauses.next()) {
+                (Ok(blocks), _) => break blocks,
+                // A store that stumbles is no reason to tell a guest that its disk is broken.
+                (Err(error), Some(pause)) if !error.is_final() => {
+                    tracing::debug!(volume = %self.id(), error = &error as &dyn std::error::Error, "a read is tried again");
+                    tokio::time::sleep(*pause).await;
+                }
+                (Err(error), _) => return Err(report(self.id(), &error)),
+            }
+        };
         for (bytes, (_, fingerprint)) in blocks.iter().zip(wanted) {
             self.core.cache.insert(self.id(), fingerprint, bytes);
         }

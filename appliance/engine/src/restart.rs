@@ -50,11 +50,19 @@ impl Sources {
     /// Takes ownership of a registered volume and rebuilds its state up to its newest manifest.
     pub(crate) async fn open(&self, record: &VolumeRecord) -> Result<Opened, EngineError> {
         let namespace = Namespace(record.id);
+        // Taken before anything is looked at, so that an earlier owner decides nothing more.
+        let mut owner = self.coordination.take(record.id, Epoch(0))?;
         let mut keys = self.manifest_keys(namespace).await?;
         let seen = keys.iter().map(|(_, epoch)| *epoch).max().unwrap_or(Epoch(0));
-        let owner = self.coordination.take(record.id, seen)?;
-        // A registry restored from a backup, or a decision whose answer was lost, is behind the store: what verifies there counts.
-        keys.retain(|(generation, epoch)| (*epoch, *generation) >= (record.manifest_epoch, record.generation));
+        let record = &self.coordination.get(record.id)?;
+        if seen >= owner.epoch {
+            // A registry restored from a backup is behind the store: the newest that verifies counts.
+            owner = self.coordination.take(record.id, seen)?;
+            keys.retain(|(generation, epoch)| (*epoch, *generation) >= (record.manifest_epoch, record.generation));
+        } else {
+            // What was decided counts, and only that: a manifest put by an earlier owner may become visible at any time.
+            keys.retain(|key| *key == (record.generation, record.manifest_epoch));
+        }
         let root = self.newest_root(namespace, &keys).await?;
         let root = match root {
             Some(root) => {
@@ -114,6 +122,8 @@ impl Sources {
         for (generation, epoch) in keys {
             match self.verify(namespace, generation, epoch).await {
                 Ok(root) => return Ok(Some(root)),
+                // A store that does not answer now is no reason to go back in time.
+                Err(error) if !error.is_final() => return Err(error),
                 Err(error) => {
                     tracing::warn!(volume = %namespace.0, generation = generation.0, epoch = epoch.0,
                         error = &error as &dyn std::error::Error, "a manifest's chain does not verify");
@@ -169,32 +179,32 @@ impl Sources {
         put.map(|_| ()).map_err(|source| EngineError::Store { doing: "writing", object: key, source })
     }
 
-    /// Registers every volume that the store holds and the registry does not know.
-    pub(crate) async fn adopt_strangers(&self, known: &HashSet<VolumeId>) -> Result<Vec<VolumeId>, EngineError> {
+    /// Registers every volume that the store holds and the registry does not know. Tells whether all could be.
+    pub(crate) async fn adopt_strangers(&self, known: &HashSet<VolumeId>) -> Result<bool, EngineError> {
         let listed = self.store.list_with_delimiter(None).await;
         let listed = listed.map_err(|source| EngineError::Store { doing: "listing", object: Path::default(), source })?;
-        let mut adopted = Vec::new();
+        let mut all = true;
         for prefix in listed.common_prefixes {
             let id = prefix.filename().and_then(|name| name.parse::<VolumeId>().ok());
             let Some(id) = id.filter(|id| !known.contains(id)) else { continue };
             match self.adopt_stranger(id).await {
-                Ok(true) => adopted.push(id),
-                Ok(false) => {}
+                Ok(()) => {}
                 Err(error) => {
+                    all = false;
                     tracing::error!(volume = %id, error = &error as &dyn std::error::Error, "a volume in the store cannot be recovered");
                 }
             }
         }
-        Ok(adopted)
+        Ok(all)
     }
 
-    async fn adopt_stranger(&self, id: VolumeId) -> Result<bool, EngineError> {
+    async fn adopt_stranger(&self, id: VolumeId) -> Result<(), EngineError> {
         let namespace = Namespace(id);
         let key = namespace.volume();
         let bytes = match self.get(&key).await {
             Ok(bytes) => bytes,
             // Its identity goes first when a volume is deleted: the rest is left over.
-            Err(EngineError::Store { source: object_store::Error::NotFound { .. }, .. }) => return Ok(false),
+            Err(EngineError::Store { source: object_store::Error::NotFound { .. }, .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
         let identity = VolumeIdentity::decode(&bytes).map_err(|source| EngineError::Format { object: key, source })?;
@@ -204,13 +214,16 @@ impl Sources {
         let epoch = keys.iter().map(|(_, epoch)| *epoch).max().unwrap_or(Epoch(0));
         let mut record =
             VolumeRecord { id, spec: identity.spec, created: identity.created, epoch, generation, manifest_epoch, deleting: false };
-        if let Err(CoordinationError::NameTaken { .. }) = self.coordination.create(&record) {
-            // Its name went to another volume meanwhile.
-            record.spec = VolumeSpec { name: recovered_name(id), ..record.spec };
-            self.coordination.create(&record)?;
+        match self.coordination.create(&record) {
+            Err(CoordinationError::NameTaken { .. }) => {
+                // Its name went to another volume meanwhile.
+                record.spec = VolumeSpec { name: recovered_name(id), ..record.spec };
+                self.coordination.create(&record)?;
+            }
+            created => created?,
         }
         tracing::warn!(volume = %id, name = %record.spec.name, generation = generation.0, "volume recovered from the store alone");
-        Ok(true)
+        Ok(())
     }
 }
 

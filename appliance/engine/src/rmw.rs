@@ -66,24 +66,26 @@ impl Volume {
             Ok(edges) => edges,
             Err(error) => return request.transfer.answer(Err(error)),
         };
-        let staging = match self.modified_blocks(&request, range, &edges) {
-            Ok(staging) => staging,
+        let batches = match self.modified_blocks(&request, range, &edges) {
+            Ok(batches) => batches,
             Err(error) => return request.transfer.answer(Err(error)),
         };
-        loop {
-            let accepted = {
-                let mut append = self.core.journal.lock();
-                self.accept_locked(&mut append, &staging)
-            };
-            match accepted {
-                Accepted::Yes(sequence) => {
-                    drop(held);
-                    return self.acknowledge(request, sequence);
+        let mut last = 0;
+        for staging in batches {
+            last = loop {
+                let accepted = {
+                    let mut append = self.core.journal.lock();
+                    self.accept_locked(&mut append, &staging)
+                };
+                match accepted {
+                    Accepted::Yes(sequence) => break sequence,
+                    Accepted::Full => tokio::time::sleep(ROOM_POLL).await,
+                    Accepted::Held | Accepted::Failed => return request.transfer.answer(Err(IoError::Halted)),
                 }
-                Accepted::Full => tokio::time::sleep(ROOM_POLL).await,
-                Accepted::Held | Accepted::Failed => return request.transfer.answer(Err(IoError::Halted)),
-            }
+            };
         }
+        drop(held);
+        self.acknowledge(request, last);
     }
 
     /// The blocks that a change of `sectors` from `start` on touches in part: the first, the last, or both.
@@ -105,38 +107,54 @@ impl Volume {
         Ok(edges)
     }
 
-    /// The whole blocks of `range` as they will be.
+    /// The whole blocks of `range` as they will be, in batches that the journal takes.
     fn modified_blocks(
         &self,
         request: &Request,
         range: RangeInclusive<BlockAddress>,
         edges: &HashMap<u64, Bytes>,
-    ) -> Result<Staging, IoError> {
+    ) -> Result<Vec<Staging>, IoError> {
         let size = self.block_size();
         let (start, end) = (request.start.0, request.start.0 + request.sectors.0);
+        let whole = start.div_ceil(size.sectors())..end / size.sectors();
+        let mut batches = Vec::new();
         let mut staging = Staging::default();
-        for block in range.start().0..=range.end().0 {
-            let (block_start, block_end) = (block * size.sectors(), (block + 1) * size.sectors());
-            let (from, to) = (start.max(block_start), end.min(block_end));
-            let inside = ((from - block_start) * SECTOR_BYTES) as usize..((to - block_start) * SECTOR_BYTES) as usize;
-            let at = ((from - start) * SECTOR_BYTES) as usize;
-            let old = edges.get(&block);
-            match (request.op, old) {
-                (Op::Discard, _) if inside.len() == size.bytes() => staging.add_zeros(BlockAddress(block), 1, false),
-                (Op::Discard, _) => {}
-                (Op::WriteZeroes { unmap }, None) => staging.add_zeros(BlockAddress(block), 1, !unmap),
-                (op, old) => staging.add_block(BlockAddress(block), size.bytes(), |new| {
-                    if let Some(old) = old {
+        let mut block = range.start().0;
+        while block <= range.end().0 {
+            if staging.is_full() {
+                batches.push(std::mem::take(&mut staging));
+            }
+            let keep = match request.op {
+                Op::Discard => Some(false),
+                Op::WriteZeroes { unmap } => Some(!unmap),
+                Op::Read | Op::Write { .. } | Op::Flush => None,
+            };
+            if let Some(keep) = keep
+                && whole.contains(&block)
+            {
+                staging.add_zeros(BlockAddress(block), whole.end - block, keep);
+                block = whole.end;
+                continue;
+            }
+            if request.op != Op::Discard {
+                let block_start = block * size.sectors();
+                let (from, to) = (start.max(block_start), end.min(block_start + size.sectors()));
+                let inside = ((from - block_start) * SECTOR_BYTES) as usize..((to - block_start) * SECTOR_BYTES) as usize;
+                let at = ((from - start) * SECTOR_BYTES) as usize;
+                staging.add_block(BlockAddress(block), size.bytes(), |new| {
+                    if let Some(old) = edges.get(&block) {
                         new.copy_from_slice(old);
                     }
-                    if matches!(op, Op::WriteZeroes { .. }) {
+                    if matches!(request.op, Op::WriteZeroes { .. }) {
                         new[inside].fill(0);
                         return Ok(());
                     }
                     request.transfer.copy_out(at, &mut new[inside])
-                })?,
+                })?;
             }
+            block += 1;
         }
-        Ok(staging)
+        batches.push(staging);
+        Ok(batches)
     }
 }

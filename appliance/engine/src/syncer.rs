@@ -69,6 +69,10 @@ impl Syncer {
         if self.threaded.load(Ordering::Acquire) {
             self.waiting.lock().push(waiter);
             self.wake.notify_one();
+            if !self.threaded.load(Ordering::Acquire) {
+                // The thread ended between the look and the push.
+                self.serve_once();
+            }
         } else {
             let result = self.journal.sync().map(|_| ()).map_err(|_| IoError::Io);
             answer(waiter, result);
@@ -78,7 +82,7 @@ impl Syncer {
     fn serve_once(&self) {
         let waiters = {
             let mut waiting = self.waiting.lock();
-            if waiting.is_empty() && !self.stop.load(Ordering::Acquire) {
+            if waiting.is_empty() && self.threaded.load(Ordering::Acquire) && !self.stop.load(Ordering::Acquire) {
                 self.wake.wait_for(&mut waiting, IDLE_SYNC);
             }
             std::mem::take(&mut *waiting)

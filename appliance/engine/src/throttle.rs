@@ -48,7 +48,8 @@ impl Throttle {
 
     /// `bytes` of the journal are not needed any more.
     pub(crate) fn stored(&self, bytes: u64) {
-        self.unstored.fetch_sub(bytes.min(self.unstored.load(Ordering::Acquire)), Ordering::AcqRel);
+        // Never fails: the closure always answers.
+        let _ = self.unstored.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(left.saturating_sub(bytes)));
         self.drained.fetch_add(bytes, Ordering::AcqRel);
     }
 
@@ -64,7 +65,7 @@ impl Throttle {
 
     /// Whether the store must be fed at full speed.
     pub(crate) fn presses(&self) -> bool {
-        self.fill() >= LOW
+        is_low(self.fill())
     }
 
     /// Whether guests are being slowed.
@@ -108,6 +109,11 @@ impl Throttle {
         let budget = (rate as f64 * 2.0 * room) as u64;
         self.budget.store(budget.max(floor) * elapsed_ms / 1000, Ordering::Release);
     }
+}
+
+/// Whether a share of the journal is above the low-water mark.
+pub(crate) fn is_low(share: f64) -> bool {
+    share >= LOW
 }
 
 #[cfg(test)]

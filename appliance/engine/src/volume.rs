@@ -189,7 +189,7 @@ impl Volume {
         {
             let mut parked = self.parked.lock();
             while let Some(front) = parked.front() {
-                if !self.core.throttle.admit(front.sectors.bytes()) {
+                if !self.core.throttle.admit(weight(front)) {
                     break;
                 }
                 batch.extend(parked.pop_front());
@@ -243,6 +243,11 @@ impl Volume {
     }
 }
 
+/// What a change takes out of the throttle's budget: its data, or a block's worth where there is none.
+fn weight(request: &Request) -> u64 {
+    if matches!(request.op, Op::Write { .. }) { request.sectors.bytes() } else { 4096 }
+}
+
 impl BlockDevice for Volume {
     fn geometry(&self) -> DeviceGeometry {
         DeviceGeometry {
@@ -266,16 +271,15 @@ impl BlockDevice for Volume {
                 Op::Flush => self.flush(request),
                 _ if request.sectors.0 == 0 => request.transfer.answer(Ok(())),
                 Op::Read => this.read(request),
-                Op::Write { .. } => {
+                Op::Write { .. } | Op::Discard | Op::WriteZeroes { .. } => {
                     // Behind those that wait already, else one guest's queue would overtake itself for ever.
                     let waits = self.core.throttle.slows() && !self.parked.lock().is_empty();
-                    if waits || !self.core.throttle.admit(request.sectors.bytes()) {
+                    if waits || !self.core.throttle.admit(weight(&request)) {
                         self.park(request);
                     } else {
                         changes.push(request);
                     }
                 }
-                Op::Discard | Op::WriteZeroes { .. } => changes.push(request),
             }
         }
         if !changes.is_empty() {

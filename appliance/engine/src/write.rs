@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use lamina_contract::{BlockAddress, IoError, Location, Op, Request};
 use lamina_formats::crc32c;
-use lamina_formats::journal::{JournalEntry, JournalOp, PAGE};
+use lamina_formats::journal::{JournalEntry, JournalOp, PAGE, header_pages};
 
 use crate::failpoint;
 use crate::journal::{Append, JournalError};
@@ -70,7 +70,8 @@ thread_local! {
 }
 
 impl Staging {
-    fn is_full(&self) -> bool {
+    /// Whether it holds what one batch gathers at most.
+    pub(crate) fn is_full(&self) -> bool {
         self.data.len() >= BATCH_BYTES || self.ops.len() >= BATCH_ENTRIES
     }
 
@@ -106,8 +107,7 @@ impl Staging {
     /// Adds a range that reads as zeros from now on; `keep` tells a zero from a trim.
     pub(crate) fn add_zeros(&mut self, first: BlockAddress, count: u64, keep: bool) {
         if let Some(last) = self.ops.last_mut()
-            && let JournalOp::Zero { count: so_far } = &mut last.op
-            && keep
+            && let (JournalOp::Zero { count: so_far }, true) | (JournalOp::Trim { count: so_far }, false) = (&mut last.op, keep)
             && last.block.0 + u64::from(*so_far) == first.0
             && u64::from(*so_far) + count <= ENTRY_BLOCKS
         {
@@ -122,6 +122,14 @@ impl Staging {
             self.ops.push(Staged { block: BlockAddress(at), op });
             at += u64::from(count);
         }
+    }
+}
+
+/// What an entry counts for in the throttle: its data, or what an entry without data costs in memory and recovery, generously.
+pub(crate) fn charge(entry: &JournalEntry) -> u64 {
+    match entry.op {
+        JournalOp::Data { pages, .. } => u64::from(pages) * PAGE as u64,
+        JournalOp::Zero { .. } | JournalOp::Trim { .. } => 1024,
     }
 }
 
@@ -303,7 +311,7 @@ impl Volume {
                 page += u32::from(pages);
             }
         }
-        let bytes = u64::from(page - written.first_page) * PAGE as u64 + PAGE as u64;
+        let bytes = entries.iter().map(charge).sum::<u64>() + (header_pages(entries.len()) * PAGE) as u64;
         layers.open.journal_bytes += bytes;
         if layers.open.is_full(self.sco_blocks()) {
             layers.close_open();

@@ -1,6 +1,6 @@
 //! Checksums, and the one error of everything that decodes.
 
-use crc_fast::{checksum, CrcAlgorithm};
+use crc_fast::{CrcAlgorithm, checksum};
 
 /// CRC-32C (Castagnoli, RFC 3720 B.4) of `bytes`: 0.06 µs for 4 KiB with hardware help.
 #[must_use]

@@ -12,7 +12,7 @@ use lamina_contract::{BlockAddress, Location, Timestamp, VolumeId};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::integrity::{crc32c, FormatError};
+use crate::integrity::{FormatError, crc32c};
 
 /// Unit of alignment of everything in a segment.
 pub const PAGE: usize = 4096;
@@ -33,7 +33,8 @@ struct RawSegment {
     sequence: U64,
     first_batch: U64,
     bytes: U64,
-    _reserved: [u8; 16],
+    oldest: U64,
+    _reserved: [u8; 8],
 }
 const _: () = assert!(size_of::<RawSegment>() == 64);
 
@@ -48,6 +49,8 @@ pub struct SegmentHeader {
     pub first_batch: u64,
     /// Length of the segment in bytes.
     pub bytes: u64,
+    /// The oldest use that was still needed when this one began: recovery looks at none before it.
+    pub oldest: u64,
 }
 
 impl SegmentHeader {
@@ -63,7 +66,8 @@ impl SegmentHeader {
             sequence: self.sequence.into(),
             first_batch: self.first_batch.into(),
             bytes: self.bytes.into(),
-            _reserved: [0; 16],
+            oldest: self.oldest.into(),
+            _reserved: [0; 8],
         };
         raw.crc = crc32c(raw.as_bytes()).into();
         let mut page = Box::new([0; PAGE]);
@@ -95,6 +99,7 @@ impl SegmentHeader {
             sequence: raw.sequence.get(),
             first_batch: raw.first_batch.get(),
             bytes: raw.bytes.get(),
+            oldest: raw.oldest.get(),
         })
     }
 }
@@ -321,7 +326,7 @@ pub fn decode_batch(pages: &[u8]) -> Result<(BatchHeader, Vec<JournalEntry>), Fo
 mod tests {
     use lamina_contract::{BlockAddress, Location, ScoNumber, Timestamp, VolumeId};
 
-    use super::{decode_batch, encode_batch, header_pages, BatchHeader, JournalEntry, JournalOp, MAX_ENTRIES, PAGE};
+    use super::{BatchHeader, JournalEntry, JournalOp, MAX_ENTRIES, PAGE, decode_batch, encode_batch, header_pages};
 
     #[test]
     fn a_batch_of_most_entries_survives_encoding() {

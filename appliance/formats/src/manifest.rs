@@ -10,7 +10,7 @@ use lamina_contract::{Epoch, Generation, ScoNumber, Timestamp, TlogNumber, Volum
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::integrity::{crc32c, FormatError};
+use crate::integrity::{FormatError, crc32c};
 
 const FORMAT: &str = "manifest";
 const MAGIC: u64 = u64::from_le_bytes(*b"LAMMANI\0");

@@ -11,7 +11,7 @@ use lamina_contract::{BlockAddress, BlockSize, Epoch, Fingerprint, ScoNumber, Vo
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::integrity::{crc32c, FormatError};
+use crate::integrity::{FormatError, crc32c};
 
 const FORMAT: &str = "SCO";
 const MAGIC: u64 = u64::from_le_bytes(*b"LAMSCO\0\0");

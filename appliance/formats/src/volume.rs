@@ -4,7 +4,7 @@ use lamina_contract::{BlockSize, ScoSize, Timestamp, VolumeId, VolumeName, Volum
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::integrity::{crc32c, FormatError};
+use crate::integrity::{FormatError, crc32c};
 
 const FORMAT: &str = "volume identity";
 const MAGIC: u64 = u64::from_le_bytes(*b"LAMVOLU\0");
@@ -72,8 +72,8 @@ impl VolumeIdentity {
     /// [`FormatError`] for anything that [`VolumeIdentity::encode`] did not write.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let field = |field| FormatError::Field { format: FORMAT, field };
-        let raw = RawVolume::read_from_bytes(bytes)
-            .map_err(|_| FormatError::Short { format: FORMAT, need: 128, have: bytes.len() })?;
+        let raw =
+            RawVolume::read_from_bytes(bytes).map_err(|_| FormatError::Short { format: FORMAT, need: 128, have: bytes.len() })?;
         if raw.magic.get() != MAGIC {
             return Err(FormatError::Magic { format: FORMAT, found: raw.magic.get() });
         }

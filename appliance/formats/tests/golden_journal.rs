@@ -16,11 +16,11 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn segment() -> SegmentHeader {
-    SegmentHeader { journal: 0x0102_0304_0506_0708, sequence: 9, first_batch: 1000, bytes: 64 << 20 }
+    SegmentHeader { journal: 0x0102_0304_0506_0708, sequence: 9, first_batch: 1000, bytes: 64 << 20, oldest: 8 }
 }
 
 const SEGMENT: &str = "
-    4c414d4a534547000100000073ff933e08070605040302010900000000000000e803000000000000000000040000000000000000000000000000000000000000";
+    4c414d4a534547000100000054d076b708070605040302010900000000000000e803000000000000000000040000000008000000000000000000000000000000";
 
 fn batch() -> (BatchHeader, Vec<JournalEntry>) {
     let header = BatchHeader {
