@@ -1,7 +1,7 @@
 //! Deleting an object from all targets, those that are away too.
 //!
 //! A target that does not answer keeps its fragments and would bring them back: a small object is whole on each of its targets. So when
-//! any target is away, a mark (`<stripe>.gone`, newer than every stripe) is put on P + 1 others before the delete succeeds;
+//! any target is away, a mark (`<stripe>.gone`, newer than every stripe) is put on P + 1 others (on as many as a small object's put needs) before the delete succeeds;
 //! readers ignore whatever is older than a mark, and repair removes marks once every target has been seen without older fragments.
 //! A mark outlives any P losses, as the object would have.
 
@@ -15,7 +15,6 @@ use crate::distributor::Core;
 use crate::error::{DistributorError, LostFragment, TargetFault};
 use crate::lookup::{FoundStripe, KeyState, Thoroughness};
 use crate::placement::assign;
-use crate::policy::write_min_of;
 use crate::stats::add;
 use crate::stripe::{Name, policy_for};
 use crate::target::{Patience, Purpose};
@@ -37,7 +36,7 @@ impl Core {
     async fn delete_locked(self: &Arc<Self>, key: &Path) -> Result<(), DistributorError> {
         let state = self.lookup(key, Thoroughness::All).await;
         let late = self.stragglers.has(key);
-        if state.is_empty() && !late && state.unknown.len() <= self.options.policy.parity() {
+        if state.is_empty() && !late && self.proves_absence(state.unknown.len()) {
             // An object would show on at least one of the targets that answered.
             return Ok(());
         }
@@ -85,7 +84,7 @@ impl Core {
     /// Puts the mark on P + 1 targets, at least on as many as a small object's put needs.
     async fn mark_gone(self: &Arc<Self>, key: &Path, state: &KeyState) -> Result<(), DistributorError> {
         let copies = policy_for(self.options.policy, 0);
-        let need = write_min_of(copies, self.options.policy, self.write_min);
+        let need = self.need_of(copies);
         let name = Name::Gone(self.next_stripe(state.highest_order())).under(key);
         let usable =
             |at: usize| !state.unknown.contains(&at) && self.targets.get(at).is_some_and(|target| target.is_usable(Purpose::Write));

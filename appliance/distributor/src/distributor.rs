@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::stream::{self, BoxStream, StreamExt};
+use lamina_contract::Policy;
 use lamina_formats::fragment::StripeId;
 use lamina_stores::BufferedUpload;
 use object_store::path::Path;
@@ -32,7 +33,7 @@ use crate::error::DistributorError;
 use crate::list::object_meta;
 use crate::locks::KeyLocks;
 use crate::placement::{Place, TargetId};
-use crate::policy::{DistributorOptions, OptionsError};
+use crate::policy::{DistributorOptions, OptionsError, copies_min_of};
 use crate::put::{PutRefusal, e_tag};
 use crate::stats::{Counters, DistributorStats, add};
 use crate::stripe::policy_for;
@@ -124,6 +125,17 @@ impl Core {
         let last = self.last_order.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).unwrap_or_else(|last| last);
         let order = last.max(seen).saturating_add(1).max(now);
         StripeId::new(order, rand::random())
+    }
+
+    /// Fragments of a stripe under `policy` that are durable before its put succeeds.
+    pub(crate) fn need_of(&self, policy: Policy) -> usize {
+        if policy.data() == 1 { copies_min_of(self.options.policy, self.write_min, self.targets.len()) } else { self.write_min }
+    }
+
+    /// Whether an object or mark that was acknowledged must show although `silent` targets do not answer: it has a fragment on more
+    /// targets than those. Otherwise finding nothing proves nothing.
+    pub(crate) fn proves_absence(&self, silent: usize) -> bool {
+        silent < self.need_of(policy_for(self.options.policy, 0)).min(self.write_min)
     }
 
     fn change_counter(&self, key: &Path) -> Option<&AtomicU64> {
@@ -240,7 +252,7 @@ impl Distributor {
     #[must_use]
     pub fn write_min(&self, len: u64) -> (usize, usize) {
         let policy = policy_for(self.core.options.policy, len);
-        (crate::policy::write_min_of(policy, self.core.options.policy, self.core.write_min), policy.total())
+        (self.core.need_of(policy), policy.total())
     }
 
     /// Waits until nothing is being finished behind: before an orderly end.

@@ -1,22 +1,22 @@
 //! Listing: the union of what the targets list, with each object once.
 //!
-//! A key counts as an object when one stripe that was not deleted has at least X fragments on the targets that answered. What is left of
-//! others is for [`audit`](crate::repair). Memory is that of the keys below the prefix: targets list in no common order.
+//! A key counts as an object when one stripe that was not deleted has at least X fragments on the targets that answered. A listing that
+//! cannot be whole is an error: when so many targets did not answer that they may hide an object altogether, or hold what a visible
+//! remainder lacks. What is left of others is for [`audit`](crate::repair). Memory is that of the keys below the prefix: targets list in no common order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
+use futures::stream::{FuturesUnordered, StreamExt};
+use object_store::ObjectMeta;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore};
 
 use crate::distributor::Core;
 use crate::error::{DistributorError, TargetFault};
 use crate::lookup::{FoundStripe, KeyState};
 use crate::put::e_tag;
 use crate::stripe::{Layout, split};
-use crate::target::{Patience, Purpose};
 
 /// Every key below a prefix and what the targets have of it.
 pub(crate) struct Listing {
@@ -57,19 +57,18 @@ impl Core {
 
     async fn list_target(&self, at: usize, prefix: Option<&Path>) -> Result<Vec<(Path, crate::stripe::Name)>, TargetFault> {
         let target = self.targets.get(at).ok_or(TargetFault::Absent)?;
-        // A long listing is no failure: only one that stands still is. Listing as a whole gets a minute per read's patience.
-        let patience = Patience::Until(self.options.read_timeout * 6);
-        target
-            .call(Purpose::Read, patience, |store: Arc<dyn ObjectStore>| async move {
-                store.list(prefix).try_filter_map(|meta| async move { Ok(split(&meta.location)) }).try_collect().await
-            })
-            .await
+        let mut names = Vec::new();
+        // However long it takes as a whole: it has failed when nothing comes for three times what a read may take.
+        let take = |meta: ObjectMeta| names.extend(split(&meta.location));
+        target.list(prefix, self.options.read_timeout * 3, take).await?;
+        Ok(names)
     }
 
     /// The objects below `prefix`, in order of their keys.
     pub(crate) async fn objects(self: &Arc<Self>, prefix: Option<&Path>) -> Result<Vec<ObjectMeta>, DistributorError> {
         let listing = self.listing(prefix).await;
-        if listing.unknown.len() > self.options.policy.parity() {
+        let undecided = |(key, state): (&Path, &KeyState)| state.is_undecided() && !self.locks.is_held(key);
+        if !self.proves_absence(listing.unknown.len()) || listing.keys.iter().any(undecided) {
             return Err(DistributorError::Unknown { unknown: listing.unknown.len() });
         }
         let current = |(key, state): (&Path, &KeyState)| {

@@ -77,6 +77,17 @@ impl KeyState {
         self.stripes.values().next_back().filter(|found| deleted.is_none_or(|gone| found.layout.stripe > *gone))
     }
 
+    /// Whether targets that did not answer may hold the rest of an undeleted stripe newer than the current one: then neither the
+    /// current one nor "no object" is known to be the truth.
+    pub(crate) fn is_undecided(&self) -> bool {
+        let deleted = self.gone.keys().next_back();
+        self.stripes
+            .values()
+            .rev()
+            .take_while(|found| deleted.is_none_or(|gone| found.layout.stripe > *gone) && !found.is_readable())
+            .any(|found| found.found() + self.unknown.len() >= found.layout.policy.data())
+    }
+
     /// The highest order that any stripe or mark has.
     pub(crate) fn highest_order(&self) -> u64 {
         let newest = self.stripes.keys().next_back().map_or(0, |stripe| stripe.order());
@@ -91,7 +102,7 @@ impl KeyState {
 /// When a lookup may end before every target has answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Thoroughness {
-    /// A readable stripe and at most P targets outstanding after the hedging time: for reads.
+    /// A readable stripe, and so few targets outstanding after the hedging time that a newer one would show: for reads.
     Enough,
     /// Every target answers or fails: for puts, deletes, repair.
     All,
@@ -123,8 +134,11 @@ impl Core {
                     Err(_) => state.unknown.push(at),
                 }
             }
-            let bearable = state.unknown.len() + outstanding.len() <= self.options.policy.parity();
-            if outstanding.is_empty() || (hasty && bearable && state.current().is_some()) {
+            let bearable = self.proves_absence(state.unknown.len() + outstanding.len());
+            // The newest stripe, not merely one: what is still to come could make a newer one readable.
+            let settled =
+                || state.current().is_some_and(|found| state.newest().is_some_and(|newest| newest.layout == found.layout));
+            if outstanding.is_empty() || (hasty && bearable && settled()) {
                 break;
             }
         }
@@ -153,8 +167,11 @@ impl Core {
     pub(crate) async fn fresh_view(self: &Arc<Self>, key: &Path) -> Result<Option<Arc<StripeView>>, DistributorError> {
         let before = self.changes_of(key);
         let state = self.lookup(key, Thoroughness::Enough).await;
-        let bearable = state.unknown.len() <= self.options.policy.parity();
+        let bearable = self.proves_absence(state.unknown.len());
+        // A put that is under way has acknowledged nothing yet; otherwise the newer stripe may be an object that was.
+        let undecided = state.is_undecided() && !self.locks.is_held(key);
         match state.current() {
+            Some(_) if undecided => Err(DistributorError::Unknown { unknown: state.unknown.len() }),
             Some(found) => {
                 let view = Arc::new(StripeView::new(found.layout, found.holders.clone()));
                 // A put or delete that ran meanwhile knows better.

@@ -101,12 +101,15 @@ impl DistributorOptions {
     }
 }
 
-/// `write_min` of a stripe under `policy`, when the pool's is `pool_min` of `pool`: as many may be missing, but never so many that the
-/// next loss is the object's.
-pub(crate) fn write_min_of(policy: Policy, pool: Policy, pool_min: usize) -> usize {
-    let may_miss = pool.total() - pool_min;
-    let least = if policy.parity() == 0 { policy.data() } else { policy.data() + 1 };
-    policy.total().saturating_sub(may_miss).max(least)
+/// Copies that an acknowledged small object or mark of deletion has: all P + 1 of them as long as the pool could still take a large
+/// object at all, that is with as many of its `targets` away as `pool_min` bears. Fewer would be hidden by P targets that do not
+/// answer, and what is hidden cannot be told from what never was.
+pub(crate) fn copies_min_of(pool: Policy, pool_min: usize, targets: usize) -> usize {
+    if pool.data() == 1 {
+        // Every object is copies then, and `pool_min` says how many.
+        return pool_min;
+    }
+    (pool.parity() + 1).min(targets.saturating_sub(pool.total() - pool_min))
 }
 
 #[cfg(test)]
@@ -116,7 +119,7 @@ mod tests {
     use lamina_contract::ManualClock;
     use lamina_formats::drive::PoolId;
 
-    use super::{DistributorOptions, OptionsError, write_min_of};
+    use super::{DistributorOptions, OptionsError, copies_min_of};
 
     #[test]
     fn write_min_is_between_x_plus_1_and_y() {
@@ -131,11 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn copies_may_miss_as_many_as_stripes_but_never_all_but_one() {
+    fn copies_are_all_guaranteed_wherever_the_pool_has_room_for_them() {
         let policy = |text: &str| text.parse().expect("a policy");
-        assert_eq!(write_min_of(policy("1+2"), policy("4+2"), 5), 2);
-        assert_eq!(write_min_of(policy("1+2"), policy("4+2"), 6), 3);
-        assert_eq!(write_min_of(policy("1+7"), policy("11+7"), 12), 2);
-        assert_eq!(write_min_of(policy("1+0"), policy("3+0"), 3), 1);
+        assert_eq!(copies_min_of(policy("4+2"), 5, 6), 3);
+        assert_eq!(copies_min_of(policy("4+2"), 6, 9), 3);
+        assert_eq!(copies_min_of(policy("11+7"), 12, 18), 8);
+        assert_eq!(copies_min_of(policy("2+3"), 3, 5), 3, "two may be away, so three of four");
+        assert_eq!(copies_min_of(policy("2+3"), 3, 6), 4);
+        assert_eq!(copies_min_of(policy("1+2"), 2, 3), 2);
+        assert_eq!(copies_min_of(policy("3+0"), 3, 3), 1);
     }
 }

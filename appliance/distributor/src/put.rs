@@ -26,7 +26,6 @@ use crate::error::{DistributorError, LostFragment, TargetFault};
 use crate::locks::KeyGuard;
 use crate::lookup::{KeyState, Thoroughness};
 use crate::placement::assign;
-use crate::policy::write_min_of;
 use crate::stats::add;
 use crate::stripe::{Layout, Name, check_key, policy_for};
 use crate::target::Purpose;
@@ -89,10 +88,12 @@ impl Core {
         let (state, encoded) = tokio::join!(self.lookup(key, Thoroughness::All), self.encode(payload, layout));
         let encoded = encoded?;
         let current = state.current().map(|found| found.layout.stripe);
+        // Under the key's lock nothing is under way: a newer stripe that may be whole elsewhere may be the object.
+        let undecided = !self.proves_absence(state.unknown.len()) || state.is_undecided();
         match mode {
             PutMode::Overwrite => {}
             PutMode::Create if current.is_some() => return Err(PutRefusal::Exists),
-            PutMode::Create if state.unknown.len() > self.options.policy.parity() => {
+            PutMode::Create | PutMode::Update(_) if undecided => {
                 return Err(DistributorError::Unknown { unknown: state.unknown.len() }.into());
             }
             PutMode::Create => {}
@@ -148,7 +149,7 @@ impl Core {
         guard: KeyGuard,
     ) -> Result<(), DistributorError> {
         let total = layout.policy.total();
-        let need = write_min_of(layout.policy, self.options.policy, self.write_min);
+        let need = self.need_of(layout.policy);
         let jobs = self.jobs(key, &layout, encoded)?;
         let headers: Vec<Arc<FragmentHeader>> = jobs.iter().map(|job| Arc::clone(&job.header)).collect();
         let usable = |at: usize| self.targets.get(at).is_some_and(|target| target.is_usable(Purpose::Write));
@@ -260,7 +261,8 @@ impl Core {
         }
     }
 
-    /// Remembers a write that was given up until it ends; what it wrote then is of no use and removed.
+    /// Remembers a write that was given up until it ends; what it wrote then is removed, unless it became part of the object meanwhile
+    /// or some target did not say: then it is repair's.
     fn straggle(
         self: &Arc<Self>,
         key: &Path,
@@ -274,12 +276,15 @@ impl Core {
             let ended = writing.await;
             // Only under the key's lock: repair may have chosen this very place since.
             let guard = core.locks.lock(&key).await;
-            let holds_it = core.lookup(&key, Thoroughness::All).await.current().is_some_and(|found| {
+            let state = core.lookup(&key, Thoroughness::All).await;
+            let holds_it = state.current().is_some_and(|found| {
                 found.holders.iter().enumerate().any(|(index, holders)| {
                     holders.contains(&at) && Name::Fragment { layout: found.layout, index }.under(&key) == name
                 })
             });
-            if matches!(ended, Ok(Ok(_)))
+            if !state.unknown.is_empty() {
+                core.doubt(&key);
+            } else if matches!(ended, Ok(Ok(_)))
                 && !holds_it
                 && let Err(fault) = core.delete_from(at, &name).await
             {
@@ -342,7 +347,7 @@ impl Core {
     pub(crate) async fn delete_from(&self, at: usize, name: &Path) -> Result<(), TargetFault> {
         let target = self.targets.get(at).ok_or(TargetFault::Absent)?;
         let patience = crate::target::Patience::Until(self.options.write_timeout);
-        match target.call(Purpose::Write, patience, |store| async move { store.delete(name).await }).await {
+        match target.call(Purpose::Delete, patience, |store| async move { store.delete(name).await }).await {
             Err(TargetFault::Missing) => Ok(()),
             other => other,
         }

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::stream::StreamExt;
 use lamina_contract::{Clock, Timestamp};
-use object_store::ObjectStore;
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore};
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
@@ -74,6 +76,8 @@ pub struct TargetHealth {
 pub(crate) enum Purpose {
     Read,
     Write,
+    /// Also on a full target, which needs it most; that it works says nothing about room for writes.
+    Delete,
     /// Nothing else is left: also a target that is set aside.
     LastResort,
 }
@@ -156,7 +160,7 @@ impl TargetSlot {
         let due = condition.retry_at.is_none_or(|at| at <= Instant::now());
         match (condition.state, purpose) {
             (TargetState::Missing, _) => false,
-            (TargetState::Active, _) | (TargetState::Full, Purpose::Read) | (_, Purpose::LastResort) => true,
+            (TargetState::Active, _) | (TargetState::Full, Purpose::Read | Purpose::Delete) | (_, Purpose::LastResort) => true,
             (TargetState::Full | TargetState::SetAside, _) => due,
         }
     }
@@ -168,7 +172,7 @@ impl TargetSlot {
         let due = condition.retry_at.is_none_or(|at| at <= now);
         match (condition.state, purpose) {
             (TargetState::Missing, _) => return None,
-            (TargetState::Active, _) | (TargetState::Full, Purpose::Read) | (_, Purpose::LastResort) => {}
+            (TargetState::Active, _) | (TargetState::Full, Purpose::Read | Purpose::Delete) | (_, Purpose::LastResort) => {}
             (TargetState::Full | TargetState::SetAside, _) if !due => return None,
             // This caller is the probe; the others wait for its outcome.
             (TargetState::SetAside, _) => condition.retry_at = Some(now + condition.pause),
@@ -200,6 +204,33 @@ impl TargetSlot {
             (Err(fault), _) => self.failed(fault),
         }
         outcome
+    }
+
+    /// Gives everything below `prefix` to `take`. Fails when nothing comes for as long as `stall`; that says nothing about the target,
+    /// which may be reading a large directory.
+    pub(crate) async fn list(
+        &self,
+        prefix: Option<&Path>,
+        stall: Duration,
+        mut take: impl FnMut(ObjectMeta),
+    ) -> Result<(), TargetFault> {
+        let store = self.store_for(Purpose::Read).ok_or(TargetFault::Absent)?;
+        let mut listed = store.list(prefix);
+        loop {
+            match tokio::time::timeout(stall, listed.next()).await {
+                Ok(Some(Ok(meta))) => take(meta),
+                Ok(None) => {
+                    self.succeeded(Purpose::Read);
+                    return Ok(());
+                }
+                Ok(Some(Err(error))) => {
+                    let fault = TargetFault::of(error);
+                    self.failed(&fault);
+                    return Err(fault);
+                }
+                Err(_) => return Err(TargetFault::TimedOut),
+            }
+        }
     }
 
     /// A store for a write that goes on by itself when its caller is tired of waiting; the caller keeps score.

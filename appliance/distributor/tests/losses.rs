@@ -494,3 +494,161 @@ async fn a_member_that_is_missing_at_the_start_can_come_later() {
     assert_eq!(pool.names_on(2).await.len(), 1);
     assert!(!pool.distributor.set_target(TargetId(99), None));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_small_object_is_acknowledged_with_all_its_copies_and_shows_without_any_p_targets() {
+    for (slow, down) in [(true, false), (false, true)] {
+        let pool = Pool::new("4+2", 6);
+        let key = Path::from("small");
+        let bytes = sample(1, 1000);
+        pool.distributor.put(&key, bytes.clone().into()).await.expect("put");
+        let holder = holder_of(&pool, 1).await;
+        pool.distributor.delete(&key).await.expect("deleted");
+        // One of the three is slow or fails: the put waits for it, or another target takes its copy.
+        pool.stores[holder].set_slow(slow.then_some(Duration::from_secs(5)));
+        pool.stores[holder].set_down(down);
+        pool.distributor.put(&key, bytes.clone().into()).await.expect("put");
+        // No quiesce: this is what a crash right after the answer leaves.
+        assert_eq!(pool.fragment_count().await, 3, "slow {slow}, down {down}");
+        pool.heal();
+        for lost in small_sets(6, 2) {
+            lost.iter().for_each(|&at| pool.stores[at].set_down(true));
+            let store = pool.restarted();
+            assert_eq!(read(&store, &key).await.expect("reads"), bytes, "{lost:?}");
+            assert_eq!(keys(&store).await, ["small"], "{lost:?}");
+            pool.heal();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_on_as_many_targets_as_are_away_are_never_called_absent() {
+    let pool = Pool::new("1+2", 3);
+    let key = Path::from("small");
+    let bytes = sample(1, 1000);
+    pool.stores[2].set_down(true);
+    pool.distributor.put(&key, bytes.clone().into()).await.expect("two of three");
+    pool.distributor.quiesce().await;
+    assert_eq!(pool.distributor.stats().degraded_writes, 1);
+    pool.heal();
+    pool.stores[0].set_down(true);
+    pool.stores[1].set_down(true);
+    let store = pool.restarted();
+    let error = store.get(&key).await.expect_err("both copies are away");
+    assert!(matches!(cause(&error), DistributorError::Unknown { unknown: 2 }), "{error}");
+    assert!(store.list(None).try_collect::<Vec<_>>().await.is_err(), "nor is it left out");
+    assert!(store.delete(&key).await.is_err(), "nor \"deleted\" without a mark");
+    let create = store.put_opts(&key, sample(2, 10).into(), object_store::PutMode::Create.into()).await;
+    assert!(matches!(create, Err(Error::Generic { .. })), "nor made anew: {create:?}");
+    pool.heal();
+    assert_eq!(read(&pool.restarted(), &key).await.expect("reads"), bytes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_object_that_is_short_while_targets_are_away_is_not_left_out() {
+    let pool = Pool::new("4+2", 6);
+    let key = Path::from("ns/large");
+    pool.distributor.put(&key, sample(1, 300_000).into()).await.expect("put");
+    pool.distributor.put(&"other/large".into(), sample(2, 300_000).into()).await.expect("put");
+    let name = pool.names_on(0).await.into_iter().find(|name| name.prefix_matches(&key)).expect("a fragment");
+    pool.stores[0].inner().delete(&name).await.expect("deleted");
+    pool.stores[1].set_down(true);
+    pool.stores[2].set_down(true);
+    let store = pool.restarted();
+    assert!(store.list(None).try_collect::<Vec<_>>().await.is_err(), "three of six are seen, two are away");
+    let other = store.list(Some(&"other".into())).try_collect::<Vec<_>>().await.expect("not concerned");
+    assert_eq!(other.len(), 1);
+    let error = store.get(&key).await.expect_err("short");
+    assert!(matches!(error, Error::Generic { .. }), "{error}");
+    let create = store.put_opts(&key, sample(2, 10).into(), object_store::PutMode::Create.into()).await;
+    assert!(matches!(create, Err(Error::Generic { .. })), "{create:?}");
+    pool.heal();
+    assert_eq!(keys(&pool.restarted()).await, ["ns/large", "other/large"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_stripe_is_not_read_while_the_rest_of_a_newer_one_may_be_away() {
+    // X = 2: what two targets that were away kept of the old object is readable by itself.
+    let pool = Pool::new("2+3", 6);
+    let key = Path::from("k");
+    let (old, new) = (sample(1, 200_000), sample(2, 200_000));
+    pool.distributor.put(&key, old.into()).await.expect("put");
+    pool.distributor.quiesce().await;
+    let mut old_holders = Vec::new();
+    for at in 0..6 {
+        if !pool.names_on(at).await.is_empty() {
+            old_holders.push(at);
+        }
+    }
+    let away = [old_holders[0], old_holders[1]];
+    away.iter().for_each(|&at| pool.stores[at].set_down(true));
+    pool.distributor.put(&key, new.clone().into()).await.expect("put on four");
+    pool.distributor.quiesce().await;
+    pool.heal();
+    // Three of the four go: one fragment of the new object and two of the old one are seen.
+    (0..6).filter(|at| !away.contains(at)).take(3).for_each(|at| pool.stores[at].set_down(true));
+    let store = pool.restarted();
+    let error = read(&store, &key).await.expect_err("not the old bytes");
+    assert!(matches!(cause(&error), DistributorError::Unknown { unknown: 3 }), "{error}");
+    assert!(store.list(None).try_collect::<Vec<_>>().await.is_err());
+    pool.heal();
+    assert_eq!(read(&pool.restarted(), &key).await.expect("reads"), new);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_may_take_long_and_sets_no_target_aside() {
+    let pool = Pool::new("1+1", 2);
+    for n in 0..40_u64 {
+        pool.distributor.put(&Path::from(format!("k{n}")), sample(n, 100).into()).await.expect("put");
+    }
+    pool.stores.iter().for_each(|store| store.set_slow_listing(Some(Duration::from_secs(5))));
+    let begun = tokio::time::Instant::now();
+    assert_eq!(keys(&pool.distributor).await.len(), 40);
+    assert!(begun.elapsed() >= Duration::from_secs(200), "it was slow: {:?}", begun.elapsed());
+    // One that stands still is not waited for, and is not said to have failed either.
+    pool.stores.iter().for_each(|store| store.set_slow_listing(None));
+    pool.stores[0].set_slow(Some(Duration::from_secs(600)));
+    let begun = tokio::time::Instant::now();
+    assert_eq!(keys(&pool.distributor).await.len(), 40);
+    assert!(begun.elapsed() <= Duration::from_secs(60));
+    assert!(pool.distributor.health().iter().all(|target| target.state == TargetState::Active));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_fragment_of_an_object_stays_when_others_are_away_as_it_lands() {
+    let pool = Pool::with("4+2", 6, |options| options.write_timeout = Duration::from_secs(2));
+    let key = Path::from("large");
+    let late = 3;
+    pool.stores[late].set_slow(Some(Duration::from_secs(1)));
+    let put = {
+        let (store, key) = (pool.distributor.clone(), key.clone());
+        tokio::spawn(async move { store.put(&key, sample(1, 300_000).into()).await })
+    };
+    // The lookup is answered after a second; the write then begun takes twenty.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    pool.stores[late].set_slow(Some(Duration::from_secs(20)));
+    put.await.expect("no panic").expect("five of six");
+    pool.distributor.quiesce().await;
+    assert!(pool.names_on(late).await.is_empty(), "it is still under way");
+    pool.stores[late].set_slow(None);
+    [0, 1, 2].iter().for_each(|&at| pool.stores[at].set_down(true));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(pool.names_on(late).await.len(), 1, "with three away nobody can say that it is of no use");
+    pool.heal();
+    assert_eq!(read(&pool.restarted(), &key).await.expect("reads"), sample(1, 300_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_target_takes_deletes_and_stays_full() {
+    let pool = Pool::new("4+2", 6);
+    let key = Path::from("old");
+    pool.distributor.put(&key, sample(1, 100_000).into()).await.expect("put");
+    pool.stores[4].set_full(true);
+    pool.distributor.put(&"new".into(), sample(2, 100_000).into()).await.expect("five of six");
+    pool.distributor.quiesce().await;
+    assert_eq!(pool.distributor.health()[4].state, TargetState::Full);
+    pool.distributor.delete(&key).await.expect("deleted");
+    assert!(pool.names_on(4).await.is_empty(), "its fragment made room, no mark was needed");
+    assert_eq!(pool.fragment_count().await, 5);
+    assert_eq!(pool.distributor.health()[4].state, TargetState::Full, "one delete is not room for writes");
+}

@@ -103,6 +103,7 @@ struct Controls {
     down: AtomicBool,
     full: AtomicBool,
     slow: Mutex<Option<Duration>>,
+    slow_listing: Mutex<Option<Duration>>,
     fuse: Arc<Fuse>,
     operations: AtomicU64,
     changes: AtomicU64,
@@ -126,6 +127,7 @@ impl FlakyStore {
             down: AtomicBool::new(false),
             full: AtomicBool::new(false),
             slow: Mutex::new(None),
+            slow_listing: Mutex::new(None),
             fuse,
             operations: AtomicU64::new(0),
             changes: AtomicU64::new(0),
@@ -153,6 +155,11 @@ impl FlakyStore {
     /// Every operation takes this much longer.
     pub fn set_slow(&self, delay: Option<Duration>) {
         *self.controls.slow.lock() = delay;
+    }
+
+    /// Every item of a listing takes this much longer.
+    pub fn set_slow_listing(&self, each: Option<Duration>) {
+        *self.controls.slow_listing.lock() = each;
     }
 
     /// After this many further changes everything fails, as after a crash; `None` lifts it. See [`Fuse::set`].
@@ -364,7 +371,19 @@ impl ObjectStore for FlakyStore {
         let (store, prefix) = (self.clone(), prefix.cloned());
         stream::once(async move {
             match store.controls.enter(false).await {
-                Ok(_) => store.inner.list(prefix.as_ref()),
+                Ok(_) => {
+                    let each = store.controls.slow_listing.lock().unwrap_or_default();
+                    let items = store.inner.list(prefix.as_ref());
+                    if each.is_zero() {
+                        return items;
+                    }
+                    items
+                        .then(move |item| async move {
+                            tokio::time::sleep(each).await;
+                            item
+                        })
+                        .boxed()
+                }
                 Err(error) => stream::once(async move { Err(error) }).boxed(),
             }
         })
