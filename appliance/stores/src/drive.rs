@@ -433,7 +433,30 @@ impl Drive {
         }
         let changed = self.remove_empty(&chain);
         self.durable.lock().removing -= 1;
-        self.sync_directory(changed?)
+        self.sync_nearest(changed?)
+    }
+
+    /// Makes it durable that names are gone from `directory`. When another delete has removed it since, that is what must be durable:
+    /// the nearest directory above that exists is synced, for the other delete need not have done so yet.
+    fn sync_nearest(&self, directory: Option<&str>) -> Result<(), StoreFault> {
+        const DOING: &str = "syncing a directory";
+        if let Some(nearest) = self.open_nearest(directory).map_err(fault(DOING))? {
+            return self.synced(DOING, rustix::fs::fsync(&nearest));
+        }
+        self.alive(DOING)?;
+        self.synced(DOING, rustix::fs::fsync(&self.objects))
+    }
+
+    /// `directory` or the nearest one above that exists; `None` is `objects/` itself.
+    fn open_nearest(&self, mut directory: Option<&str>) -> Result<Option<OwnedFd>, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        while let Some(name) = directory {
+            match rustix::fs::openat(&self.objects, name, flags, Mode::empty()) {
+                Err(Errno::NOENT | Errno::NOTDIR) => directory = name.rsplit_once('/').map(|(above, _)| above),
+                other => return other.map(Some),
+            }
+        }
+        Ok(None)
     }
 
     /// Removes the directories of `chain` from the bottom up while they are empty; says which directory changed last.
@@ -475,4 +498,34 @@ fn remove_leftovers(temporary: &OwnedFd) -> Result<(), DriveError> {
         tracing::info!(removed, "removed what unfinished puts left");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use lamina_contract::Timestamp;
+    use lamina_formats::drive::{DriveId, DriveIdentity, PoolId};
+
+    use super::{DriveStore, OBJECTS};
+
+    #[test]
+    fn a_delete_whose_directory_another_one_removed_syncs_the_nearest_above() {
+        let top = tempfile::tempdir().expect("a directory");
+        let identity = DriveIdentity { drive: DriveId(1), pool: PoolId(7), slot: 0, created: Timestamp(1) };
+        DriveStore::claim(top.path(), &identity).expect("claimed");
+        let store = DriveStore::open(top.path(), PoolId(7)).expect("opened");
+        let kept = top.path().join(OBJECTS).join("a/b");
+        std::fs::create_dir_all(&kept).expect("made");
+        for name in ["a/b", "a/b/gone", "a/b/gone/too"] {
+            let nearest = store.drive.open_nearest(Some(name)).expect("opened").expect("below objects/");
+            let stat = rustix::fs::fstat(&nearest).expect("looked at");
+            assert_eq!(stat.st_ino, std::fs::metadata(&kept).expect("looked at").ino(), "{name}");
+        }
+        assert!(store.drive.open_nearest(Some("q/r")).expect("looked for").is_none());
+        store.drive.sync_nearest(Some("q/r")).expect("synced");
+        // The drive itself gone is no success.
+        std::fs::remove_dir_all(top.path()).expect("removed");
+        assert!(store.drive.sync_nearest(Some("q/r")).is_err());
+    }
 }

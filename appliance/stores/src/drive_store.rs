@@ -104,12 +104,10 @@ impl ObjectStore for DriveStore {
         stream::once(async move {
             spawn_blocking(move || {
                 // A reader that went away ends the walk.
-                let walked = drive.walk(prefix.as_ref(), &mut |meta| send.blocking_send(Ok(meta)).is_ok());
-                if let Err(error) = walked {
-                    let _ = send.blocking_send(Err(joined(error)));
-                }
+                let walked = drive.walk(prefix.as_ref(), &mut |meta| send.blocking_send(Listed::Object(meta)).is_ok());
+                let _ = send.blocking_send(walked.map_or_else(Listed::Failed, |()| Listed::End));
             });
-            stream::unfold(receive, |mut receive| async move { receive.recv().await.map(|item| (item, receive)) })
+            listed(receive)
         })
         .flatten()
         .boxed()
@@ -126,6 +124,31 @@ impl ObjectStore for DriveStore {
         let named = if create { to } else { from };
         blocking(&self.drive, named, move |drive| drive.copy(&source, &target, create)).await
     }
+}
+
+/// What a walk says to whoever reads its listing.
+enum Listed {
+    Object(ObjectMeta),
+    Failed(StoreFault),
+    /// The walk came to its end: a listing without it is not whole.
+    End,
+}
+
+/// A walk that went away without a word (its thread panicked, the runtime ends) is an error, not the end of the list.
+fn listed(receive: mpsc::Receiver<Listed>) -> BoxStream<'static, Result<ObjectMeta>> {
+    stream::unfold(Some(receive), |receive| async move {
+        let mut receive = receive?;
+        match receive.recv().await {
+            Some(Listed::Object(meta)) => Some((Ok(meta), Some(receive))),
+            Some(Listed::Failed(error)) => Some((Err(joined(error)), None)),
+            Some(Listed::End) => None,
+            None => {
+                let cut_short = StoreFault::new("listing objects", std::io::ErrorKind::Interrupted.into());
+                Some((Err(joined(cut_short)), None))
+            }
+        }
+    })
+    .boxed()
 }
 
 fn window(range: &Range<u64>) -> Range<u64> {
@@ -148,4 +171,34 @@ fn pieces(opened: Opened, first: Bytes) -> BoxStream<'static, Result<Bytes>> {
         }
     });
     stream::once(async move { Ok(first) }).chain(later).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream::StreamExt;
+    use object_store::ObjectMeta;
+    use object_store::path::Path;
+    use tokio::sync::mpsc;
+
+    use super::{Listed, listed};
+
+    fn object() -> Listed {
+        let location = Path::from("a");
+        Listed::Object(ObjectMeta { location, last_modified: Default::default(), size: 1, e_tag: None, version: None })
+    }
+
+    #[tokio::test]
+    async fn a_listing_whose_walk_vanishes_is_an_error_and_not_complete() {
+        for whole in [true, false] {
+            let (send, receive) = mpsc::channel(8);
+            send.send(object()).await.unwrap_or_else(|_| panic!("room"));
+            if whole {
+                send.send(Listed::End).await.unwrap_or_else(|_| panic!("room"));
+            }
+            drop(send);
+            let items: Vec<_> = listed(receive).collect().await;
+            assert!(items[0].is_ok());
+            assert_eq!(items[1..].iter().map(Result::is_err).collect::<Vec<_>>(), if whole { vec![] } else { vec![true] });
+        }
+    }
 }
