@@ -92,7 +92,9 @@ impl Core {
         let patience = Patience::Until(self.options.write_timeout);
         let mut lost = Vec::new();
         let mut written = 0;
-        for at in assignment.slots.into_iter().flatten().chain(assignment.spare) {
+        let takers: Vec<usize> = assignment.slots.into_iter().flatten().chain(assignment.spare).collect();
+        // Too few for the delete to succeed get no mark: it would hide the object from some readers and not from others.
+        for at in takers.iter().copied().filter(|_| takers.len() >= need) {
             if written == copies.total() {
                 break;
             }

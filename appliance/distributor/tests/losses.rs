@@ -538,6 +538,7 @@ async fn copies_on_as_many_targets_as_are_away_are_never_called_absent() {
     assert!(matches!(cause(&error), DistributorError::Unknown { unknown: 2 }), "{error}");
     assert!(store.list(None).try_collect::<Vec<_>>().await.is_err(), "nor is it left out");
     assert!(store.delete(&key).await.is_err(), "nor \"deleted\" without a mark");
+    assert!(pool.names_on(2).await.is_empty(), "nor marked where that does not suffice");
     let create = store.put_opts(&key, sample(2, 10).into(), object_store::PutMode::Create.into()).await;
     assert!(matches!(create, Err(Error::Generic { .. })), "nor made anew: {create:?}");
     pool.heal();
