@@ -1,0 +1,82 @@
+//! Sixty seconds of writing with the journal full: the store sets the pace, and the pace is put beside what the slowest of
+//! hashing, coding and the disk allows.
+//!
+//! Each guest byte is hashed once, coded once, and written at least 2.5 times (once to the journal, 6/4 times to the drives), all
+//! to one disk here. The client's own work is not subtracted. A machine with two cores also runs the client: the
+//! limits of hashing and coding are those of one core.
+
+use std::path::Path;
+use std::time::Duration;
+
+use lamina_harness::{HarnessError, process_use};
+
+use crate::contender::{Contender, Sizes};
+use crate::limits::{self, Limits};
+use crate::load::{self, Load, Order, Way};
+use crate::report::{Goal, Report, Run, Series};
+use crate::settings::Settings;
+
+/// Journal 1 + fragments 6/4.
+const BYTES_PER_BYTE: f64 = 2.5;
+
+pub(crate) fn run(root: &Path, settings: &Settings, machine: Limits, report: &mut Report) -> Result<(), HarnessError> {
+    let time = Duration::from_secs(if settings.quick { 10 } else { 60 });
+    let sizes = Sizes { journal: 512 << 20, cache: 512 << 20, ..settings.sizes() };
+    let disk_time = settings.burst();
+    let before = limits::disk(root, disk_time)?;
+    let contender = Contender::lamina_with(&root.join("sustained"), sizes, &[])?;
+    let base = Load {
+        way: Way::Write,
+        order: Order::Random,
+        bytes: 4096,
+        depth: 32,
+        set: sizes.set,
+        time,
+        warm_up: Duration::ZERO,
+        poll: false,
+    };
+    // Until the journal is full, the guest sees the journal's pace.
+    let fill = Load { bytes: 64 << 10, time: Duration::from_secs(if settings.quick { 3 } else { 10 }), ..base };
+    load::run_all(contender.sockets(), &fill, 1)?;
+    let mut best = 0.0_f64;
+    let disk = |after: f64| f64::midpoint(before, after);
+    let mut found = Vec::new();
+    for (name, bytes) in [("4K random write QD32, journal full", 4096), ("64K random write QD32, journal full", 64 << 10)] {
+        let start = contender.used()?;
+        let load = Load { bytes, time: time / 2, ..base };
+        let measured = load::run_all(contender.sockets(), &load, 7)?;
+        let end = contender.used()?;
+        println!("  {name}: {:.0} MiB/s", measured.bytes_per_second() / f64::from(1 << 20));
+        best = best.max(measured.bytes_per_second());
+        let cpu = end.cpu.saturating_sub(start.cpu);
+        let drives = end.to_drives - start.to_drives;
+        let written = Some(((end.written - start.written).saturating_sub(drives), drives));
+        found.push(Series { load: name.to_owned(), contender: "lamina 4+2", runs: vec![Run { measured, cpu, written }] });
+    }
+    let resident = process_use(contender.pid())?.peak_resident;
+    drop(contender);
+    let after = limits::disk(root, disk_time)?;
+    let allowed = [("hashing", machine.hash), ("coding", machine.code), ("disk", disk(after) / BYTES_PER_BYTE)];
+    let slowest = allowed.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(("disk", f64::INFINITY));
+    let limits: Vec<String> = allowed.iter().map(|(name, rate)| format!("{name} {:.0} MB/s", rate / 1e6)).collect();
+    for series in &found {
+        let rate = series.runs.first().map_or(0.0, |run| run.measured.bytes_per_second());
+        let note = format!(
+            "{:.0} MB/s; allowed by {}; disk before/after {:.0}/{:.0} MB/s",
+            rate / 1e6,
+            limits.join(", "),
+            before / 1e6,
+            after / 1e6
+        );
+        report.row(format!("{} / {}", series.load, slowest.0), rate / slowest.1, "×", Goal::AtLeast(0.7), note);
+    }
+    report.row(
+        "resident memory, sustained / cap",
+        resident as f64 / sizes.memory as f64,
+        "×",
+        Goal::AtMost(1.1),
+        format!("{} MiB", resident >> 20),
+    );
+    report.series.extend(found);
+    Ok(())
+}
