@@ -196,8 +196,12 @@ impl Served {
         if path.as_os_str().len() <= MAX_SOCKET_PATH {
             return Ok(());
         }
-        let detail = format!("the socket of volume '{name}' would be {}, longer than the {MAX_SOCKET_PATH} bytes of a socket's path", path.display());
-        Err(Problem::new(ProblemKind::InvalidRequest, detail).advise("choose a shorter name, or a shorter --state-dir or runtime_dir"))
+        let detail = format!(
+            "the socket of volume '{name}' would be {}, longer than the {MAX_SOCKET_PATH} bytes of a socket's path",
+            path.display()
+        );
+        Err(Problem::new(ProblemKind::InvalidRequest, detail)
+            .advise("choose a shorter name, or a shorter --state-dir or runtime_dir"))
     }
 
     /// Removes the volume's socket, if it has one.

@@ -23,6 +23,8 @@ struct Place {
     drives: Vec<PathBuf>,
     policy: &'static str,
     extra: Vec<String>,
+    /// A directory between the temporary one and the state's.
+    under: Option<String>,
     notify: Option<(UnixDatagram, PathBuf)>,
 }
 
@@ -41,11 +43,12 @@ impl Place {
         for drive in &drives {
             std::fs::create_dir(drive).expect("mkdir");
         }
-        Self { dir, drives, policy: "4+2", extra: Vec::new(), notify: None }
+        Self { dir, drives, policy: "4+2", extra: Vec::new(), under: None, notify: None }
     }
 
     fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
+        let under = self.under.iter().fold(self.dir.path().to_owned(), |path, part| path.join(part));
+        under.join("state")
     }
 
     fn command(&self) -> Command {
@@ -238,6 +241,18 @@ fn mistakes_with_volumes_are_told_apart() {
     daemon.ask(async |client| client.delete(&name("web")).await).expect("deleted");
     assert!(!socket.exists());
     daemon.create("web").expect("the name is free");
+}
+
+#[test]
+fn a_volume_whose_socket_would_not_fit_is_refused_and_not_made() {
+    let mut place = Place::new();
+    // Room for `/run/vhost/` and a short name, not for 63 characters.
+    let room = 107 - "/state/run/vhost/short.sock".len() - place.dir.path().as_os_str().len();
+    place.under = Some("d".repeat(room - 1));
+    let daemon = place.start();
+    assert_eq!(kind(daemon.create(&"n".repeat(63))), ProblemKind::InvalidRequest);
+    assert!(daemon.create("short").expect("fits").exists());
+    assert_eq!(daemon.ask(async |client| client.volumes().await).expect("answers").volumes.len(), 1);
 }
 
 #[test]

@@ -14,6 +14,6 @@ pub use coordination::{Coordination, CoordinationError, Ownership, VolumeRecord,
 pub use device::{BlockDevice, DeviceGeometry, IoError, Op, Request, Transfer, Transferable};
 pub use disk::{Disk, DiskFile, ReadDone};
 pub use units::{
-    BlockAddress, BlockSize, ByteSize, Epoch, Fingerprint, Generation, Lba, Location, PolicyError, Policy, ScoNumber, ScoSize,
-    SectorCount, TlogNumber, UnitError, VolumeId, VolumeName, SECTOR_BYTES,
+    BlockAddress, BlockSize, ByteSize, Epoch, Fingerprint, Generation, Lba, Location, Policy, PolicyError, SECTOR_BYTES, ScoNumber,
+    ScoSize, SectorCount, TlogNumber, UnitError, VolumeId, VolumeName,
 };

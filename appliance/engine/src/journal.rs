@@ -601,7 +601,12 @@ fn data_pages(entries: &[JournalEntry]) -> usize {
         .sum()
 }
 
-fn data_is_intact(segment: &SegmentUse, first_page: u32, entries: &[JournalEntry], data: &mut Vec<u8>) -> Result<bool, JournalError> {
+fn data_is_intact(
+    segment: &SegmentUse,
+    first_page: u32,
+    entries: &[JournalEntry],
+    data: &mut Vec<u8>,
+) -> Result<bool, JournalError> {
     data.resize(data_pages(entries) * PAGE, 0);
     segment.file.read_at(u64::from(first_page) * PAGE as u64, data).map_err(failed(READING))?;
     let mut rest = data.as_slice();

@@ -7,8 +7,8 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Duration;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lamina_contract::{BlockAddress, Fingerprint, IoError, Location, Request, ScoNumber, VolumeId};
