@@ -83,11 +83,6 @@ impl PatternStore {
         Ok(Self { file: Arc::new(file), state: Arc::new(Mutex::new(state)) })
     }
 
-    /// Bytes of the file.
-    pub(crate) fn file_bytes(&self) -> u64 {
-        self.lock().end
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
