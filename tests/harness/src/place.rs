@@ -4,7 +4,12 @@
 //! program. `LAMINA_TEST_DIR` names where test directories are made; without it the system's temporary directory. Names are
 //! kept short because a Unix socket's path holds 107 bytes.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Once;
+
+use rustix::fs::{FlockOperation, flock};
 
 use crate::cleanup::{self, Ticket};
 use crate::error::HarnessError;
@@ -48,11 +53,18 @@ pub fn test_root() -> PathBuf {
     std::env::var_os("LAMINA_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from)
 }
 
-/// A directory of one test's own, removed when dropped, also on interruption.
+/// What test directories' names begin with.
+const PREFIX: &str = "lam";
+/// The file in a test directory that its owner holds locked.
+const OWNED: &str = ".place";
+
+/// A directory of one test's own, removed when dropped, also on interruption. What a test left that was killed is removed when
+/// the next one makes its own: the lock on it is gone.
 #[derive(Debug)]
 pub struct Place {
     directory: Option<tempfile::TempDir>,
     path: PathBuf,
+    _lock: File,
     _ticket: Ticket,
 }
 
@@ -62,15 +74,18 @@ impl Place {
     /// # Errors
     /// [`HarnessError::File`].
     pub fn new() -> Result<Self, HarnessError> {
+        static SWEPT: Once = Once::new();
         let root = test_root();
+        SWEPT.call_once(|| sweep(&root));
         let directory = tempfile::Builder::new()
-            .prefix("lam")
+            .prefix(PREFIX)
             .rand_bytes(6)
             .tempdir_in(&root)
             .map_err(HarnessError::file("make a directory in", &root))?;
         let path = directory.path().to_owned();
+        let lock = own(&path).map_err(HarnessError::file("lock", &path))?;
         let ticket = cleanup::directory(&path);
-        Ok(Self { directory: Some(directory), path, _ticket: ticket })
+        Ok(Self { directory: Some(directory), path, _lock: lock, _ticket: ticket })
     }
 
     /// Its path.
@@ -97,7 +112,61 @@ impl Drop for Place {
             && std::thread::panicking()
             && let Some(directory) = self.directory.take()
         {
+            let _ = std::fs::remove_file(self.path.join(OWNED));
             eprintln!("kept {}", directory.keep().display());
         }
+    }
+}
+
+/// Locks a file in the directory; it gets its name when it is locked already.
+fn own(directory: &Path) -> std::io::Result<File> {
+    let making = directory.join(".making");
+    let file = File::create(&making)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    std::fs::rename(making, directory.join(OWNED))?;
+    Ok(file)
+}
+
+/// Removes directories whose owners are gone. What cannot be removed stays.
+fn sweep(root: &Path) {
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        let Ok(file) = File::open(path.join(OWNED)) else { continue };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            unmount_below(&path);
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
+}
+
+fn unmount_below(directory: &Path) {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    // The one mounted last comes off first.
+    for at in mounts.lines().rev().filter_map(|line| line.split_whitespace().nth(1)) {
+        if Path::new(at).starts_with(directory) {
+            let _ = Command::new("umount").args(["-l", "-d", at]).status();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OWNED, Place, own, sweep};
+
+    #[test]
+    fn what_a_killed_test_left_is_removed_and_what_is_in_use_is_not() {
+        let root = Place::new().expect("a directory");
+        let (left, used, other) = (root.path().join("lamleft"), root.path().join("lamused"), root.path().join("lambda"));
+        for directory in [&left, &used, &other] {
+            std::fs::create_dir(directory).expect("made");
+        }
+        drop(own(&left).expect("locked, then gone"));
+        let held = own(&used).expect("locked");
+        sweep(root.path());
+        assert!(!left.exists() && used.join(OWNED).exists() && other.exists());
+        drop(held);
     }
 }

@@ -40,7 +40,8 @@ impl StormReport {
     /// # Panics
     /// When it found a broken promise: that is what the test is for.
     pub fn add(&mut self, what: &str, verdict: &Verdict) {
-        assert!(verdict.violations.is_empty(), "{what}: {} violations, first: {}", verdict.violations.len(), verdict.violations[0]);
+        let first: Vec<String> = verdict.violations.iter().take(10).map(|broken| format!("\n  {broken}")).collect();
+        assert!(first.is_empty(), "{what}: {} violations:{}", verdict.violations.len(), first.concat());
         self.checks += 1;
         self.acknowledged += verdict.acknowledged;
         self.durable += verdict.durable;
