@@ -14,6 +14,8 @@ pub enum Fault {
     Full,
     /// A write that reached half its way before it failed; any other call just fails.
     Half,
+    /// A put that is done and called failed; any other call just fails.
+    Lie,
 }
 
 impl Fault {
@@ -22,7 +24,7 @@ impl Fault {
     pub fn error(self) -> io::Error {
         match self {
             // EIO, as the kernel says it.
-            Self::Io | Self::Half => io::Error::from_raw_os_error(5),
+            Self::Io | Self::Half | Self::Lie => io::Error::from_raw_os_error(5),
             // ENOSPC.
             Self::Full => io::Error::from_raw_os_error(28),
         }

@@ -18,6 +18,7 @@ pub mod life;
 pub mod log;
 pub mod moment;
 pub mod oracle;
+pub mod real_clock;
 pub mod sim_disk;
 pub mod sim_registry;
 pub mod sim_store;

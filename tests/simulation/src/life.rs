@@ -320,6 +320,12 @@ impl Life {
         &self.registry
     }
 
+    /// What the store holds.
+    #[must_use]
+    pub fn store(&self) -> &SimStore {
+        &self.store
+    }
+
     /// The running node.
     #[must_use]
     pub fn node(&self) -> Option<&Arc<Node>> {
@@ -394,6 +400,19 @@ impl Life {
             result = result.and(self.wait(wait));
         }
         result
+    }
+
+    /// Deletes a volume and makes another one, of zeros, with its name.
+    ///
+    /// # Errors
+    /// What the engine met.
+    pub fn recreate(&mut self, volume: usize) -> Result<(), EngineError> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        let shape = self.shape.volumes[volume];
+        process.runtime.block_on(process.node.delete(process.volumes[volume].id()))?;
+        process.volumes[volume] = process.runtime.block_on(process.node.create(spec_of(volume, &shape)))?;
+        Arc::make_mut(&mut self.models)[volume] = Model::of(volume, shape.per_block(), vec![Content::ZERO; shape.sectors()]);
+        Ok(())
     }
 
     /// Flushes the volume and waits for the answer.

@@ -155,15 +155,20 @@ impl Model {
     /// # Errors
     /// [`Violation::Foreign`].
     pub fn read(&self, bytes: &[u8]) -> Result<Vec<Content>, Violation> {
+        self.read_from(0, bytes)
+    }
+
+    /// What `bytes`, read from sector `first` on, hold.
+    ///
+    /// # Errors
+    /// [`Violation::Foreign`].
+    pub fn read_from(&self, first: usize, bytes: &[u8]) -> Result<Vec<Content>, Violation> {
         let place = |sector| Place { volume: self.volume, sector, per_block: self.per_block };
-        bytes
-            .chunks_exact(SECTOR)
-            .enumerate()
-            .map(|(sector, bytes)| {
-                let foreign = || Violation::Foreign { volume: self.volume, sector, head: head(bytes) };
-                read(place(sector), bytes).ok_or_else(foreign)
-            })
-            .collect()
+        let content = |(n, bytes)| {
+            let sector = first + n;
+            read(place(sector), bytes).ok_or_else(|| Violation::Foreign { volume: self.volume, sector, head: head(bytes) })
+        };
+        bytes.chunks_exact(SECTOR).enumerate().map(content).collect()
     }
 
     /// The bytes of a block in state `k`.
@@ -211,7 +216,7 @@ impl Model {
         }
         *self = self.truncated(k);
         self.states.push(Arc::new(seen.to_vec()));
-        self.parts.push(vec![0..seen.len()]);
+        self.parts.push(std::iter::once(0..seen.len()).collect());
         Ok(k + 1)
     }
 

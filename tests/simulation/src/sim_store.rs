@@ -22,36 +22,19 @@ use crate::log::{Event, Log};
 /// Objects by key.
 pub type Objects = BTreeMap<Path, Bytes>;
 
-/// How a store lies about a put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lie {
-    /// It does not.
-    None,
-    /// Says that it failed, but stored the object.
-    StoredButFailed,
-}
-
 /// See the module's header.
 #[derive(Clone)]
 pub struct SimStore {
     objects: Arc<Mutex<Arc<Objects>>>,
     log: Log,
     faults: Faults,
-    lie: Lie,
 }
 
 impl SimStore {
     /// A store that holds `objects`.
     #[must_use]
     pub fn over(objects: Arc<Objects>, log: Log, faults: Faults) -> Self {
-        Self { objects: Arc::new(Mutex::new(objects)), log, faults, lie: Lie::None }
-    }
-
-    /// The same, but a failing put is answered as `lie` says.
-    #[must_use]
-    pub fn lying(mut self, lie: Lie) -> Self {
-        self.lie = lie;
-        self
+        Self { objects: Arc::new(Mutex::new(objects)), log, faults }
     }
 
     /// What it holds now.
@@ -105,7 +88,7 @@ impl fmt::Debug for SimStore {
 impl ObjectStore for SimStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, _: PutOptions) -> Result<PutResult> {
         let fault = self.faults.next();
-        if fault.is_none() || self.lie == Lie::StoredButFailed {
+        if fault.is_none() || fault == Some(Fault::Lie) {
             self.change(|objects| drop(objects.insert(location.clone(), Bytes::from(payload))));
         }
         match fault {

@@ -17,9 +17,12 @@ struct Shared {
 #[derive(Clone)]
 pub struct Pending(Arc<Shared>);
 
+/// What happens with the answer.
+type Then = Box<dyn FnOnce(Result<(), IoError>) + Send>;
+
 struct Buffer {
     shared: Arc<Shared>,
-    then: Option<Box<dyn FnOnce(Result<(), IoError>) + Send>>,
+    then: Option<Then>,
 }
 
 /// A transfer with `bytes` as its buffer; `then` is called with the answer, before anybody can see it.

@@ -11,6 +11,7 @@ use lamina_simulation::history::{Step, check_reads, play};
 use lamina_simulation::life::{End, Life, LifeFaults, Past, Shape, VolumeShape, World};
 use lamina_simulation::moment::Moment;
 use lamina_simulation::oracle::{Bounds, Violation};
+use lamina_simulation::stamp::Content;
 use support::{named, small_volume};
 
 fn shape() -> Shape {
@@ -130,7 +131,7 @@ fn no_error_of_the_caches_disk_is_a_guests_error() {
 
 #[test]
 fn a_store_that_fails_once_is_asked_again_and_nobody_notices_but_readers() {
-    for fault in [Fault::Io, Fault::Full] {
+    for fault in [Fault::Io, Fault::Full, Fault::Lie] {
         let calls = each_call_fails(|f| f.store.clone(), When::Once, fault);
         assert!(calls > 8, "only {calls} calls: the history has lost its point");
     }
@@ -223,4 +224,47 @@ fn a_disk_without_room_is_an_error_and_not_a_smaller_journal() {
     let mut life = Life::prepare(&shape, &World::default(), &Past::fresh(&shape));
     life.faults().journal.plan(When::Once(2), Fault::Full);
     assert!(matches!(life.open(), Err(Violation::NoNode { .. })));
+}
+
+#[test]
+fn a_decision_whose_answer_is_lost_is_made_once() {
+    let shape = shape();
+    let (world, past) = Life::create(&shape).unwrap_or_else(|v| panic!("{v}"));
+    let mut life = Life::begin(&shape, &world, &past).unwrap_or_else(|v| panic!("{v}"));
+    for step in HISTORY {
+        life.registry().rules().lose_next_answer();
+        play(&mut life, &shape, step).unwrap_or_else(|v| panic!("{step:?}: {v}"));
+    }
+    check_reads(&life).unwrap_or_else(|v| panic!("{v}"));
+    let (world, past, bounds) = killed(life, &world, &past);
+    assert_whole(&shape, &world, &past, &bounds);
+}
+
+/// Invariant 7 (One writer).
+#[test]
+fn a_writer_that_lost_its_volume_halts_and_its_late_writes_are_never_seen() {
+    let shape = shape();
+    let (world, past) = Life::create(&shape).unwrap_or_else(|v| panic!("{v}"));
+    let mut life = Life::begin(&shape, &world, &past).unwrap_or_else(|v| panic!("{v}"));
+    for step in &HISTORY[..9] {
+        play(&mut life, &shape, *step).unwrap_or_else(|v| panic!("{step:?}: {v}"));
+    }
+    let before: Vec<usize> = life.models().iter().map(|m| m.ops()).collect();
+    let records = lamina_contract::Coordination::list(life.registry()).expect("the registry is there");
+    for record in records {
+        life.registry().rules().steal(record.id).expect("the volume is there");
+    }
+    // Accepted by a node that cannot know yet; it finds out when it wants to store.
+    play(&mut life, &shape, Step::Write { volume: 0, block: 3 }).unwrap_or_else(|v| panic!("{v}"));
+    assert!(play(&mut life, &shape, Step::Store).is_ok(), "the other volumes' work is not disturbed");
+    let late = play(&mut life, &shape, Step::Write { volume: 0, block: 2 });
+    assert_eq!(late, Err(Violation::Unreadable { volume: 0, error: IoError::Halted }));
+    let mut world = killed(life, &world, &past).0;
+    // The thief has its own journal.
+    (world.journal, world.cache) = Default::default();
+    let thief = Life::begin(&shape, &world, &past).unwrap_or_else(|v| panic!("{v}"));
+    let seen = thief.read(0).unwrap_or_else(|v| panic!("{v}"));
+    let late = [20, 24].map(|sector| seen[sector]);
+    assert!(late.iter().all(|content| *content == Content::ZERO), "late writes are seen: {late:?}");
+    assert!(before[0] > 0 && seen.iter().any(|content| *content != Content::ZERO), "what was stored is there");
 }
