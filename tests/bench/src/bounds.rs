@@ -17,7 +17,7 @@ use lamina_contract::{
     BlockDevice, BlockSize, Clock, IoError, Lba, Op, Request, ScoSize, SectorCount, Timestamp, Transfer, Transferable, VolumeName,
     VolumeSpec,
 };
-use lamina_engine::{Background, JournalConfig, Node, NodeConfig, Seams};
+use lamina_engine::{Background, FilePages, JournalConfig, Node, NodeConfig, Seams};
 use lamina_harness::{HarnessError, Process, process_use};
 use lamina_stores::LocalDisk;
 
@@ -169,7 +169,7 @@ async fn open(directory: &Path, store: &PatternStore, runtime: &tokio::runtime::
     let seams = Seams {
         journal_disk: Arc::new(LocalDisk::open(&place("journal")?)?),
         cache_disk: Arc::new(LocalDisk::open(&place("cache")?)?),
-        page_store: None,
+        page_store: Some(Box::new(FilePages::open(&place("pages")?, CACHE / 8)?)),
         store: Arc::new(store.clone()),
         coordination: Arc::new(EmbeddedCoordination::open(&place("registry")?)?),
         clock: Arc::new(SystemClock(Instant::now())),
