@@ -66,12 +66,6 @@ fn failed(source: io::Error) -> Error {
 }
 
 impl PatternStore {
-    /// Bytes of the file.
-    #[cfg(test)]
-    pub(crate) fn file_bytes(&self) -> u64 {
-        self.lock().end
-    }
-
     /// Opens or makes the file.
     pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
