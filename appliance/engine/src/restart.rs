@@ -55,16 +55,18 @@ impl Sources {
         let mut keys = self.manifest_keys(namespace).await?;
         let seen = keys.iter().map(|(_, epoch)| *epoch).max().unwrap_or(Epoch(0));
         let record = &self.coordination.get(record.id)?;
+        let mut undecided = false;
         if seen >= owner.epoch {
             // A registry restored from a backup is behind the store: the newest that verifies counts.
             owner = self.coordination.take(record.id, seen)?;
             keys.retain(|(generation, epoch)| (*epoch, *generation) >= (record.manifest_epoch, record.generation));
         } else {
             // What was decided counts, and only that: a manifest put by an earlier owner may become visible at any time.
+            undecided = keys.iter().any(|(generation, epoch)| (*epoch, *generation) > (record.manifest_epoch, record.generation));
             keys.retain(|key| *key == (record.generation, record.manifest_epoch));
         }
         let root = self.newest_root(namespace, &keys).await?;
-        let root = match root {
+        let mut root = match root {
             Some(root) => {
                 self.adopt(record, owner, &root.manifest)?;
                 root
@@ -75,6 +77,9 @@ impl Sources {
             }
             None => return Err(EngineError::NoRoot { volume: record.id }),
         };
+        if undecided {
+            self.outrank(namespace, owner, &mut root.manifest).await?;
+        }
         let mut layers = Layers::new(root.manifest.last_sco.next());
         let mut replayed = 0;
         for entries in &root.tlogs {
@@ -90,6 +95,17 @@ impl Sources {
         let old = old_manifests(namespace, &self.manifest_keys(namespace).await?, &root.manifest);
         let behind = Behind::new(root.manifest, replayed, old);
         Ok(Opened { id: record.id, spec: record.spec.clone(), ownership: owner, layers, pages, behind })
+    }
+
+    /// Stores and decides the same root once more under this owner's epoch. An earlier owner's manifest that was never decided stays in
+    /// the store: if that were all that is left one day, it must not be the highest.
+    async fn outrank(&self, namespace: Namespace, owner: Ownership, manifest: &mut Manifest) -> Result<(), EngineError> {
+        manifest.generation = Generation(manifest.generation.0 + 1);
+        manifest.epoch = owner.epoch;
+        let key = namespace.manifest(manifest.generation, manifest.epoch);
+        let put = self.store.put(&key, PutPayload::from(manifest.encode())).await;
+        put.map_err(|source| EngineError::Store { doing: "writing", object: key, source })?;
+        Ok(self.coordination.advance(owner, manifest.generation)?)
     }
 
     fn adopt(&self, record: &VolumeRecord, owner: Ownership, manifest: &Manifest) -> Result<(), EngineError> {
