@@ -121,7 +121,7 @@ impl Explorer {
     pub fn explore(&mut self, life: &Ended<'_>, from: usize) -> Result<(), Box<Finding>> {
         let mut moment = Moment::at_start(life.world, life.past, &life.models);
         moment.world.now_ms = life.now_ms;
-        let mut news = News { acked: true, durable: true, stored: true };
+        let mut news = News { opened: false, acked: true, durable: true, stored: true };
         for at in 0..=life.events.len() {
             let next = life.events.get(at);
             let last = at.checked_sub(1).and_then(|n| life.events.get(n));
@@ -166,12 +166,13 @@ impl Explorer {
             }
             news.durable = !settled;
         }
-        if settled && news.stored {
+        // Until the node has opened, no guest has seen what the crash before took.
+        if settled && news.stored && news.opened {
             looked = true;
             self.judge(life, moment, at, Crash::Wipe)?;
         }
         if settled {
-            *news = News::default();
+            *news = News { opened: news.opened, ..News::default() };
         }
         self.count.moments += u64::from(looked);
         Ok(())
@@ -352,6 +353,8 @@ impl Explorer {
 /// What the guests heard since they were looked at last.
 #[derive(Debug, Default)]
 struct News {
+    /// The node serves.
+    opened: bool,
     acked: bool,
     durable: bool,
     stored: bool,
@@ -361,7 +364,7 @@ impl News {
     fn hear(&mut self, event: &Event) {
         match event {
             Event::Mark(Mark::Acked { .. }) => self.acked = true,
-            Event::Mark(Mark::Durable { .. }) => self.durable = true,
+            Event::Mark(Mark::Durable { .. }) => (self.opened, self.durable, self.stored) = (true, true, true),
             Event::Mark(Mark::Stored { .. }) => self.stored = true,
             Event::Mark(Mark::Submitted { .. }) => {}
             Event::Store(_) => (self.acked, self.stored) = (true, true),
