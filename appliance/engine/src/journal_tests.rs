@@ -169,16 +169,15 @@ fn a_shape_that_cannot_turn_is_refused() {
 fn rot_in_a_segment_that_nobody_needs_costs_nothing_that_is_live() {
     let disk = disk();
     let (journal, ..) = open(&disk);
-    let mut last = None;
+    // 511 batches of two pages fill a segment. Nobody holds any, so only the first is dead when the third is begun: the second is
+    // still the one being written then.
     for block in 0..1300 {
-        // Only the newest segment is held: the ones before it are dead, though not in use again.
-        last = Some(append(&journal, block, 9).expect("append"));
+        append(&journal, block, 9).expect("append");
     }
-    let live = last.as_ref().map(|segment| segment.first_batch).expect("a segment");
-    drop((journal, last));
+    drop(journal);
     let file = disk.open("journal-00000.seg").expect("segment");
     file.write_at((1 + 2 * 3) * PAGE as u64, &[IoSlice::new(b"rot")]).expect("damage a header");
     let (journal, replayed, _) = open(&disk);
-    assert_eq!(replayed, (live - 1..1300).collect::<Vec<_>>());
+    assert_eq!(replayed, (511..1300).collect::<Vec<_>>());
     assert!(!journal.is_damaged());
 }
