@@ -320,7 +320,7 @@ mod tests {
         assert!(six(&["--policy", "4-2"]).contains("X+P"));
         assert!(load(&["--state-dir", "/s"]).expect_err("wrong").contains("--drive: no drives"));
         assert!(load(&[]).expect_err("wrong").contains("--config"));
-        let long = "/x".repeat(30);
+        let long = "/x".repeat(50);
         assert!(
             load(&["--state-dir", &long, "--drive", "/d", "--policy", "1+0"]).expect_err("wrong").contains("shorter directory")
         );
