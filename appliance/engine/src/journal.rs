@@ -204,7 +204,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Walks the used segments, replays what verifies, and makes it durable.
+    /// Walks the used segments, replays what verifies, and makes durable what was replayed and what said where to begin.
     fn recover(&self, used: Vec<SegmentUse>, replay: &mut impl FnMut(&Recovered<'_>)) -> Result<(), JournalError> {
         let used: Vec<Arc<SegmentUse>> = used.into_iter().map(Arc::new).collect();
         // `truth[i]`: batches from here on belong to a later segment, whatever segment i holds.
@@ -252,8 +252,9 @@ impl Journal {
         let keep = batches.iter().rev().find(|b| b.sequence <= intact).map_or(0, |b| b.segment + 1);
         let mut append = self.append.lock();
         for (i, segment) in used.into_iter().enumerate() {
+            // Those that hold nothing too: the newest header says which segments are dead, and a power cut must not take that back.
+            segment.file.sync_data().map_err(failed("making the recovered journal durable"))?;
             if i < keep {
-                segment.file.sync_data().map_err(failed("making the recovered journal durable"))?;
                 append.live.push_back(segment);
             } else {
                 append.free.push_back(FreeSegment { slot: segment.slot, sequence: 0, file: segment.file.clone() });

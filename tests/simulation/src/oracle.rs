@@ -194,7 +194,8 @@ impl Model {
                 None => return self.judge_parts(seen, bounds, k),
                 Some(block) if block >= closest.0 => {
                     let sectors = block * self.per_block..(block + 1) * self.per_block;
-                    let found = sectors.map(|s| (seen[s], self.states[k][s])).collect();
+                    let mut found: Vec<_> = sectors.map(|s| (seen[s], self.states[k][s])).collect();
+                    found.dedup();
                     closest = (block, k, found);
                 }
                 Some(_) => {}
