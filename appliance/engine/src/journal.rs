@@ -11,6 +11,9 @@
 //! - Recovery walks batches in order to the first that does not verify. It appends to a fresh segment whose header says from which
 //!   batch on it holds the truth: left-overs of the same or higher sequence in older segments are dead from then on.
 //! - A failed write or sync fails the journal for good: nothing is retried, nothing more is accepted.
+//! - Memory: a sync is due after [`SYNC_BYTES`], so that the page cache holds few dirty pages and no flush waits for many; of what is
+//!   durable the newest [`CACHED_BYTES`] stay in the page cache, and the segment let go last is the next to be used. Pages thus come
+//!   round again, instead of the journal streaming its whole length through the system's memory.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -39,6 +42,11 @@ pub struct JournalConfig {
 const MIN_SEGMENTS: u64 = 4;
 /// Shortest segment: the largest batch (1 MiB of data and its header) must leave little waste.
 const MIN_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Accepted bytes after which a sync is due although nobody flushes.
+const SYNC_BYTES: u64 = 16 << 20;
+/// Durable bytes that stay in the page cache: under light load containers are sealed from there.
+const CACHED_BYTES: u64 = 64 << 20;
 
 /// Why the journal could not be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -108,8 +116,10 @@ pub(crate) struct Journal {
     segment_bytes: u64,
     segments: u64,
     append: Mutex<Append>,
-    /// Serialises syncs; holds the sequence of the oldest segment use that may be dirty.
-    syncing: Mutex<u64>,
+    /// Serialises syncs.
+    syncing: Mutex<Syncing>,
+    /// Bytes written since the last sync began.
+    unsynced: AtomicU64,
     accepted: AtomicU64,
     durable: AtomicU64,
     used_bytes: AtomicU64,
@@ -117,6 +127,35 @@ pub(crate) struct Journal {
     syncs: AtomicU64,
     failed: AtomicBool,
     damaged: AtomicBool,
+}
+
+/// How far syncs have come.
+#[derive(Default)]
+struct Syncing {
+    /// The oldest use that may be dirty, and the first page of it that may be.
+    dirty_from: (u64, u32),
+    cached: PageCacheTail,
+}
+
+/// Durable ranges that the page cache still holds, oldest first.
+#[derive(Default)]
+struct PageCacheTail {
+    ranges: VecDeque<(Arc<dyn DiskFile>, u64, u64)>,
+    bytes: u64,
+}
+
+impl PageCacheTail {
+    /// These bytes are durable now. What is not among the newest any more is dropped.
+    fn push(&mut self, file: Arc<dyn DiskFile>, offset: u64, len: u64) {
+        self.bytes += len;
+        self.ranges.push_back((file, offset, len));
+        while self.bytes > CACHED_BYTES
+            && let Some((file, offset, len)) = self.ranges.pop_front()
+        {
+            self.bytes -= len;
+            file.drop_cached(offset, len);
+        }
+    }
 }
 
 struct FreeSegment {
@@ -191,7 +230,8 @@ impl Journal {
                 next_segment: walk.next_segment,
                 header: Vec::new(),
             }),
-            syncing: Mutex::new(0),
+            syncing: Mutex::default(),
+            unsynced: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             used_bytes: AtomicU64::new(0),
@@ -399,41 +439,56 @@ impl Journal {
         append.next_batch += 1;
         self.accepted.store(header.sequence, Ordering::Release);
         self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.unsynced.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(Written { segment, first_page, sequence: header.sequence })
     }
 
     /// Makes every batch accepted before this call durable and returns the newest that is.
     pub(crate) fn sync(&self) -> Result<u64, JournalError> {
-        let mut dirty_from = self.syncing.lock();
+        let mut syncing = self.syncing.lock();
         if self.failed.load(Ordering::Acquire) {
             return Err(JournalError::Failed);
         }
-        let (segments, through) = {
+        let (dirty_from, dirty_page) = syncing.dirty_from;
+        let (segments, through, page) = {
             let append = self.append.lock();
             // Freed ones too: recovery walks from the oldest use that it finds, and a hole would end its walk before what is live.
             let freed = append.free.iter().filter(|s| s.sequence > 0).map(|s| (s.sequence, &s.file));
             let live = append.live.iter().map(|s| (s.sequence, &s.file));
-            let dirty: Vec<_> = freed.chain(live).filter(|(n, _)| n >= &*dirty_from).map(|(n, f)| (n, f.clone())).collect();
-            (dirty, append.next_batch - 1)
+            let mut dirty: Vec<_> = freed.chain(live).filter(|(n, _)| *n >= dirty_from).map(|(n, f)| (n, f.clone())).collect();
+            // Oldest first: a durable batch never stands behind one that is not.
+            dirty.sort_unstable_by_key(|(sequence, _)| *sequence);
+            self.unsynced.store(0, Ordering::Relaxed);
+            (dirty, append.next_batch - 1, append.page)
         };
         if through <= self.durable.load(Ordering::Acquire) {
             return Ok(through);
         }
         failpoint::hit(failpoint::JOURNAL_BEFORE_SYNC);
         for (_, file) in &segments {
-            // Oldest first: a durable batch never stands behind one that is not.
             if let Err(cause) = file.sync_data() {
                 self.failed.store(true, Ordering::Release);
                 return Err(JournalError::Disk { doing: "fdatasync", cause });
             }
         }
-        if let Some((newest, _)) = segments.last() {
-            *dirty_from = *newest;
+        let newest = segments.last().map(|(sequence, _)| *sequence);
+        for (sequence, file) in segments {
+            let first = if sequence == dirty_from { u64::from(dirty_page) * PAGE as u64 } else { 0 };
+            let end = if Some(sequence) == newest { u64::from(page) * PAGE as u64 } else { self.segment_bytes };
+            syncing.cached.push(file, first, end.saturating_sub(first));
+        }
+        if let Some(newest) = newest {
+            syncing.dirty_from = (newest, page);
         }
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.durable.fetch_max(through, Ordering::AcqRel);
         failpoint::hit(failpoint::JOURNAL_AFTER_SYNC);
         Ok(through)
+    }
+
+    /// Whether a sync is due although nobody flushes.
+    pub(crate) fn wants_sync(&self) -> bool {
+        self.unsynced.load(Ordering::Relaxed) >= SYNC_BYTES && !self.is_failed()
     }
 
     /// Puts segments that nobody holds back to use.
@@ -444,7 +499,7 @@ impl Journal {
                 break;
             }
             if let Some(Ok(segment)) = append.live.pop_front().map(Arc::try_unwrap) {
-                append.free.push_back(FreeSegment { slot: segment.slot, sequence: segment.sequence, file: segment.file });
+                append.free.push_front(FreeSegment { slot: segment.slot, sequence: segment.sequence, file: segment.file });
             }
         }
         self.account(append);

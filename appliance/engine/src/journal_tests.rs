@@ -169,15 +169,37 @@ fn a_shape_that_cannot_turn_is_refused() {
 fn rot_in_a_segment_that_nobody_needs_costs_nothing_that_is_live() {
     let disk = disk();
     let (journal, ..) = open(&disk);
-    // 511 batches of two pages fill a segment. Nobody holds any, so only the first is dead when the third is begun: the second is
-    // still the one being written then.
-    for block in 0..1300 {
+    // 511 batches of two pages fill a segment. The first two are let go together when the third is full: one of them is used again,
+    // the other is dead.
+    let held = append(&journal, 0, 9).expect("append");
+    for block in 1..1533 {
+        append(&journal, block, 9).expect("append");
+    }
+    drop(held);
+    for block in 1533..1700 {
         append(&journal, block, 9).expect("append");
     }
     drop(journal);
     let file = disk.open("journal-00000.seg").expect("segment");
     file.write_at((1 + 2 * 3) * PAGE as u64, &[IoSlice::new(b"rot")]).expect("damage a header");
     let (journal, replayed, _) = open(&disk);
-    assert_eq!(replayed, (511..1300).collect::<Vec<_>>());
+    assert_eq!(replayed, (1022..1700).collect::<Vec<_>>());
     assert!(!journal.is_damaged());
+}
+
+#[test]
+fn the_segment_let_go_last_is_used_next() {
+    let disk = disk();
+    let (journal, ..) = open(&disk);
+    for block in 0..10_000 {
+        append(&journal, block, 9).expect("append");
+    }
+    drop(journal);
+    let used = (0..4).filter(|slot| {
+        let file = disk.open(&format!("journal-{slot:05}.seg")).expect("segment");
+        let mut header = [0; PAGE];
+        file.read_at(0, &mut header).expect("a page");
+        header.iter().any(|byte| *byte != 0)
+    });
+    assert_eq!(used.count(), 2, "a journal that nobody waits for turns in two segments, whose pages stay in memory");
 }

@@ -79,10 +79,16 @@ impl Syncer {
         }
     }
 
+    /// Much was accepted: the thread need not wait for a flush.
+    pub(crate) fn nudge(&self) {
+        self.wake.notify_one();
+    }
+
     fn serve_once(&self) {
         let waiters = {
             let mut waiting = self.waiting.lock();
-            if waiting.is_empty() && self.threaded.load(Ordering::Acquire) && !self.stop.load(Ordering::Acquire) {
+            let idle = waiting.is_empty() && !self.journal.wants_sync();
+            if idle && self.threaded.load(Ordering::Acquire) && !self.stop.load(Ordering::Acquire) {
                 self.wake.wait_for(&mut waiting, IDLE_SYNC);
             }
             std::mem::take(&mut *waiting)

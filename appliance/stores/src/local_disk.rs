@@ -253,6 +253,13 @@ impl DiskFile for LocalFile {
         }
     }
 
+    fn drop_cached(&self, offset: u64, len: u64) {
+        let Some(len) = std::num::NonZeroU64::new(len) else { return };
+        if let Err(errno) = rustix::fs::fadvise(&self.fd, offset, Some(len), rustix::fs::Advice::DontNeed) {
+            tracing::debug!(%errno, inode = self.inode, "the system takes no advice about its page cache");
+        }
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         if self.shared.failed.lock().contains(&self.inode) {
             return Err(Errno::IO.into());
