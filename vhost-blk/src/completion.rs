@@ -3,8 +3,9 @@
 //! Invariants:
 //! - Each chain taken off the ring is put on the used ring at most once: a head is marked when it is taken and unmarked under
 //!   the lock before its used entry becomes visible; a head that is still marked is refused.
-//! - Answers given inside `submit`, on the queue's own thread, are collected and published together with one interrupt
-//!   ([`Collecting`]); answers from other threads are published and signalled at once.
+//! - Answers given inside `submit`, on the queue's own thread, are collected and published a few at a time, with an interrupt if the
+//!   guest wants one ([`Collecting`]); answers from other threads are published at once and signalled at once or, of several given
+//!   [`together`](lamina_contract::answers::together), behind the last.
 //! - After [`Completions::revoke_reads`] returned, no device writes guest memory through this ring again: the guest may have
 //!   been reset and use the memory for something else.
 
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use lamina_contract::IoError;
+use lamina_contract::answers::{Announce, announce_later};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::counters::{Counters, OpKind, QueueCounters};
@@ -22,7 +24,8 @@ use crate::memory::Segment;
 use crate::request::Status;
 use crate::ring::RingLayout;
 
-/// Answers collected inside `submit` before they are published: few enough that a polling guest sees the first ones early.
+/// Answers collected inside `submit` before they are published and signalled: few enough that the guest works on the first ones
+/// while the rest of the batch is still being served.
 const COLLECT: usize = 16;
 
 /// A chain that is answered, its status byte written.
@@ -111,7 +114,14 @@ impl<'a> Collecting<'a> {
 impl Drop for Collecting<'_> {
     fn drop(&mut self) {
         SUBMITTING.set(std::ptr::null());
-        COLLECTED.with_borrow_mut(|collected| self.ring.publish(collected, true));
+        COLLECTED.with_borrow_mut(|collected| self.ring.publish(collected));
+    }
+}
+
+impl Announce for Completions {
+    fn announce(&self) {
+        let signal = Self::signal_due(&mut self.used.lock());
+        self.signal(signal);
     }
 }
 
@@ -169,8 +179,8 @@ impl Completions {
     }
 
     /// Answers one request. `write_status` stores the status byte; it is not called when the answer comes too late.
-    pub(crate) fn answer(&self, done: Done, write_status: impl FnOnce()) {
-        if std::ptr::eq(SUBMITTING.get(), self) {
+    pub(crate) fn answer(self: &Arc<Self>, done: Done, write_status: impl FnOnce()) {
+        if std::ptr::eq(SUBMITTING.get(), Arc::as_ptr(self)) {
             // Between submit and its end nobody revokes this ring with the queue's thread still working for it, except when
             // the connection is lost; then a status byte in memory that is still mapped harms no one.
             write_status();
@@ -183,7 +193,8 @@ impl Completions {
         }
         write_status();
         self.put(&mut used, &done, Instant::now());
-        let signal = Self::publish_locked(&mut used, true);
+        used.layout.publish_used(used.next);
+        let signal = if announce_later(self) { None } else { Self::signal_due(&mut used) };
         self.wake_waiter(used);
         self.signal(signal);
     }
@@ -196,12 +207,12 @@ impl Completions {
         COLLECTED.with_borrow_mut(|collected| {
             collected.push(done);
             if collected.len() >= COLLECT {
-                self.publish(collected, false);
+                self.publish(collected);
             }
         });
     }
 
-    fn publish(&self, collected: &mut Vec<Done>, signal: bool) {
+    fn publish(&self, collected: &mut Vec<Done>) {
         let mut used = self.used.lock();
         if !collected.is_empty() {
             let now = Instant::now();
@@ -209,7 +220,8 @@ impl Completions {
                 self.put(&mut used, &done, now);
             }
         }
-        let signal = Self::publish_locked(&mut used, signal);
+        used.layout.publish_used(used.next);
+        let signal = Self::signal_due(&mut used);
         self.wake_waiter(used);
         self.signal(signal);
     }
@@ -229,9 +241,9 @@ impl Completions {
         }
     }
 
-    fn publish_locked(used: &mut UsedSide, signal: bool) -> Option<Arc<OwnedFd>> {
-        used.layout.publish_used(used.next);
-        if !signal || used.signalled == Some(used.next) {
+    /// The descriptor to signal, if the guest wants that for what was published since it was signalled last.
+    fn signal_due(used: &mut UsedSide) -> Option<Arc<OwnedFd>> {
+        if used.signalled == Some(used.next) {
             return None;
         }
         let wanted = used.signalled.is_none_or(|from| used.layout.wants_signal(from, used.next));
@@ -322,7 +334,8 @@ impl Completions {
                 used.next = next.wrapping_add(1);
             }
         }
-        let signal = Self::publish_locked(&mut used, true);
+        used.layout.publish_used(used.next);
+        let signal = Self::signal_due(&mut used);
         drop(used);
         self.signal(signal);
     }

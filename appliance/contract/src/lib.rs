@@ -1,8 +1,9 @@
 //! Vocabulary and seams: the words every other crate shares, and the traits that keep them apart. No I/O lives here.
 //!
-//! Read in this order: [`units`] (what is counted), [`device`] (what a guest's front end asks of a volume),
+//! Read in this order: [`units`] (what is counted), [`device`] (what a guest's front end asks of a volume) with [`answers`],
 //! [`disk`] (what the engine asks of the node's SSD), [`coordination`] (who owns a volume), [`clock`].
 
+pub mod answers;
 pub mod clock;
 pub mod coordination;
 pub mod device;

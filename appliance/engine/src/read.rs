@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use lamina_contract::{BlockAddress, Fingerprint, IoError, Location, Request, ScoNumber, VolumeId};
 use lamina_formats::crc32c;
 use tokio::sync::oneshot;
@@ -270,9 +271,13 @@ impl Volume {
         let mut blocks: Vec<Option<Bytes>> = Vec::with_capacity(run.len());
         let mut wanted = Vec::new();
         let mut container: Option<Location> = None;
-        for source in run {
+        let fingerprints = run.iter().filter_map(|source| match source {
+            Source::Stored { fingerprint, .. } => Some(fingerprint),
+            _ => None,
+        });
+        let cached = join_all(fingerprints.map(|fingerprint| self.load_cached(fingerprint))).await;
+        for (source, cached) in run.iter().zip(cached) {
             let Source::Stored { location, fingerprint } = source else { return Err(IoError::Io) };
-            let cached = self.load_cached(fingerprint).await;
             if cached.is_none() {
                 wanted.push((location.index, *fingerprint));
                 container = Some(*location);

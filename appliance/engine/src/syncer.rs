@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use lamina_contract::answers::together;
 use lamina_contract::{IoError, Transfer};
 use parking_lot::{Condvar, Mutex};
 
@@ -106,10 +107,12 @@ impl Syncer {
                 Err(IoError::Io)
             }
         };
-        for waiter in waiters {
-            debug_assert!(result.is_err() || waiter.through <= self.journal.durable());
-            answer(waiter, result);
-        }
+        together(|| {
+            for waiter in waiters {
+                debug_assert!(result.is_err() || waiter.through <= self.journal.durable());
+                answer(waiter, result);
+            }
+        });
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use lamina_contract::answers::together;
 use lamina_contract::{
     BlockDevice, BlockSize, DeviceGeometry, Epoch, IoError, Op, Ownership, Request, SectorCount, VolumeId, VolumeSpec,
 };
@@ -196,7 +197,7 @@ impl Volume {
             }
         }
         if let Some(this) = self.this.upgrade() {
-            this.change(&mut batch);
+            together(|| this.change(&mut batch));
         }
         !self.parked.lock().is_empty()
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use lamina_contract::ReadDone;
+use lamina_contract::answers::together;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::EventfdFlags;
 
@@ -56,6 +57,8 @@ fn answer(done: ReadDone, result: io::Result<Vec<u8>>) {
 #[derive(Default)]
 struct Queue {
     reads: VecDeque<Read>,
+    /// The ring's thread found nothing and goes to sleep: the next read must wake it.
+    asleep: bool,
     closed: bool,
     /// The ring's thread ended by itself, or never was: reads are made by whoever asks.
     dead: bool,
@@ -126,15 +129,18 @@ impl Reader {
 
     pub(crate) fn read(&self, fd: Arc<OwnedFd>, offset: u64, buf: Vec<u8>, done: ReadDone) {
         let read = Read { fd, offset, buf, filled: 0, done };
-        {
+        let asleep = {
             let mut queue = self.shared.queue.lock();
             if queue.dead {
                 drop(queue);
                 return read_now(read);
             }
             queue.reads.push_back(read);
+            std::mem::take(&mut queue.asleep)
+        };
+        if asleep || !self.uses_io_uring() {
+            self.shared.notify();
         }
-        self.shared.notify();
     }
 }
 
@@ -203,6 +209,8 @@ fn run_ring(mut ring: IoUring, shared: &Shared) {
                 let Some(read) = queue.reads.pop_front() else { break };
                 begin(&mut ring, &mut flight, read);
             }
+            // While the kernel works on as many as there are slots, a completion brings the thread back.
+            queue.asleep = queue.reads.is_empty();
             queue.closed && queue.reads.is_empty()
         };
         if closed && flight.is_empty() {
@@ -218,13 +226,15 @@ fn run_ring(mut ring: IoUring, shared: &Shared) {
             Err(error) => break Some(error),
         }
         let completed: Vec<(u64, i32)> = ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
-        for (slot, result) in completed {
-            if slot == WAKE {
-                wake_armed = false;
-            } else {
-                complete(&mut ring, &mut flight, slot as usize, result);
+        together(|| {
+            for (slot, result) in completed {
+                if slot == WAKE {
+                    wake_armed = false;
+                } else {
+                    complete(&mut ring, &mut flight, slot as usize, result);
+                }
             }
-        }
+        });
     };
     if let Some(error) = failure {
         tracing::error!(%error, "the read ring failed: reads are made one at a time from now on");

@@ -213,6 +213,30 @@ fn drive(queue: &mut Queue, load: &Load, seed: u64) -> Result<Measured, ClientEr
     Ok(measured)
 }
 
+/// Reads the whole set once, in order.
+pub(crate) fn scan(socket: &Path, set: u64) -> Result<(), HarnessError> {
+    const PIECE: usize = 64 << 10;
+    let options = ClientOptions { queues: 1, depth: 8, buffer: PIECE, poll: false, limit: PATIENCE };
+    let mut client = Client::connect_within(socket, options, PATIENCE)?;
+    let queue = client.queue();
+    let mut at = 0;
+    while at < set || queue.in_flight() > 0 {
+        while at < set
+            && let Some(slot) = queue.acquire()
+        {
+            queue.submit(slot, Action::Read { start: Lba(at / 512), sectors: SectorCount((PIECE / 512) as u64) });
+            at += PIECE as u64;
+        }
+        for one in queue.reap(1, PATIENCE)?.to_vec() {
+            if let Err(errno) = one.outcome {
+                return Err(ClientError::Disk { errno }.into());
+            }
+            queue.release(one.slot);
+        }
+    }
+    Ok(())
+}
+
 /// Writes the whole set once, in order, and flushes: what a disk in use looks like.
 pub(crate) fn fill(socket: &Path, set: u64, seed: u64) -> Result<(), HarnessError> {
     const PIECE: usize = 256 << 10;

@@ -210,9 +210,8 @@ fn measure(contender: &mut Contender, contest: &Contest<'_>, round: u64) -> Resu
             drop_caches();
         }
         Pages::Warm if contest.load.way == Way::Read => {
-            // One pass over the set, so that everything that can be in memory is.
-            let pass = Load { order: Order::Sequential, bytes: 64 << 10, depth: 8, time: Duration::from_secs(2), ..contest.load };
-            load::run_all(contender.sockets(), &pass, round)?;
+            // One pass over the whole set, so that everything that can be in memory is.
+            contender.sockets().iter().try_for_each(|socket| load::scan(socket, contest.load.set))?;
         }
         Pages::Warm => {}
     }
