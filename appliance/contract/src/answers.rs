@@ -29,7 +29,7 @@ impl Drop for Reminder {
 /// Runs `work`; guests that it answers are interrupted when it ends. For short work: answers wait for it.
 pub fn together<T>(work: impl FnOnce() -> T) -> T {
     let outermost = WAITING.with_borrow_mut(|waiting| waiting.is_none().then(|| *waiting = Some(Vec::new())).is_some());
-    let _reminder = outermost.then_some(Reminder);
+    let _reminder = outermost.then(|| Reminder);
     work()
 }
 
