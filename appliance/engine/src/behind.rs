@@ -19,7 +19,7 @@ use lamina_formats::tlog::{self, TlogEntry, TlogIdentity, TlogOp};
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 use parking_lot::RwLock;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::error::EngineError;
@@ -27,6 +27,7 @@ use crate::failpoint;
 use crate::inflight::{EntryOp, Inflight};
 use crate::mutant::{self, Mutant};
 use crate::namespace::{Namespace, epoch_of, parse_manifest_key};
+use crate::seal::{JournalDamage, Sealed};
 use crate::volume::Volume;
 
 /// Containers of one volume on their way at once.
@@ -51,7 +52,10 @@ pub(crate) struct Behind {
 struct State {
     manifest: Manifest,
     uploads: VecDeque<Upload>,
+    /// Every container up to this one is stored or among `uploads`.
     sealed_through: ScoNumber,
+    /// A run over it is under way, or was dropped in the middle.
+    running: bool,
     /// The TLog up to which a frozen layer reaches, while a checkpoint of it is due.
     frozen_through: Option<TlogNumber>,
     entries_since_checkpoint: u64,
@@ -60,15 +64,29 @@ struct State {
     dead: VecDeque<(Generation, Path)>,
 }
 
+/// A container on its way: sealed when its turn comes, then put.
 struct Upload {
     container: Arc<Inflight>,
-    tlog: Vec<TlogEntry>,
-    object: Option<Bytes>,
-    put: Option<JoinHandle<Result<(), Halted>>>,
-    data_blocks: u64,
-    reference_blocks: u64,
+    work: JoinHandle<Result<Sealed, Trouble>>,
+    /// The next container may be sealed once this is told; it is dropped untold when sealing fails.
+    sealed: Option<oneshot::Receiver<()>>,
+    permit: OwnedSemaphorePermit,
+}
+
+/// A container whose object is stored.
+struct Stored {
+    container: Arc<Inflight>,
+    sealed: Sealed,
     /// Bounds the memory of sealed objects over all volumes.
     _permit: OwnedSemaphorePermit,
+}
+
+/// Why a container did not get to the store.
+enum Trouble {
+    Halted,
+    Damage(JournalDamage),
+    /// The runtime ends, a panic, or the container before it had trouble.
+    Interrupted,
 }
 
 /// The right to run a volume's store side; given back when dropped, by a panic too.
@@ -91,6 +109,12 @@ impl Drop for Running {
 #[derive(Debug)]
 struct Halted;
 
+impl From<Halted> for Trouble {
+    fn from(_: Halted) -> Self {
+        Self::Halted
+    }
+}
+
 impl Behind {
     /// Continues from `manifest`; `replayed` entries came from its TLogs since the last checkpoint.
     pub(crate) fn new(manifest: Manifest, replayed: u64, old_manifests: VecDeque<Path>) -> Self {
@@ -103,6 +127,7 @@ impl Behind {
                 sealed_through: manifest.last_sco,
                 manifest,
                 uploads: VecDeque::new(),
+                running: false,
                 frozen_through: None,
                 entries_since_checkpoint: replayed,
                 old_manifests,
@@ -134,102 +159,104 @@ impl Behind {
 
 impl Volume {
     /// Stores closed containers, oldest first, until none is left or `go_on` says no; then checkpoints the map if due.
+    ///
+    /// While some are committed, the ones behind them are sealed and put: neither the CPU nor the store waits for the other.
     pub(crate) async fn store_behind(self: &Arc<Self>, go_on: impl Fn() -> bool) -> Result<(), EngineError> {
         let mut state = self.behind.state.lock().await;
+        if std::mem::replace(&mut state.running, true) {
+            // A run that was dropped took stored containers with it.
+            self.give_up_uploads(&mut state).await;
+        }
+        let result = self.store_uploads(&mut state, go_on).await;
+        state.running = false;
+        result
+    }
+
+    async fn store_uploads(self: &Arc<Self>, state: &mut State, go_on: impl Fn() -> bool) -> Result<(), EngineError> {
         loop {
-            let mut trouble = None;
-            while trouble.is_none() && state.uploads.len() < UPLOADS && go_on() {
-                match self.start_upload(&mut state).await {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(error) => trouble = Some(error),
-                }
-            }
-            // What is under way is committed even if nothing can follow it.
+            while state.uploads.len() < UPLOADS && go_on() && self.start_upload(state).await {}
             if state.uploads.is_empty() {
-                break trouble.map_or(Ok(()), Err)?;
+                break;
             }
-            let committed = match self.settle(&mut state).await {
-                Ok(stored) => self.commit(&mut state, stored).await,
-                Err(Halted) => Err(Halted),
-            };
-            if committed.is_err() {
+            // What is stored is committed even if nothing can follow it.
+            let (stored, trouble) = settle(state).await;
+            if matches!(trouble, Some(Trouble::Halted)) || self.commit(state, stored).await.is_err() {
                 // Nothing of it will be stored by this owner: others may have its permits.
                 state.uploads.clear();
                 return Ok(());
             }
-            // Here and not at the end: under load there is always a next container.
-            self.checkpoint_if_due(&mut state).await?;
-        }
-        self.checkpoint_if_due(&mut state).await
-    }
-
-    /// Waits for the first upload, and counts those behind it that are stored by then too.
-    async fn settle(self: &Arc<Self>, state: &mut State) -> Result<usize, Halted> {
-        let mut stored = 0;
-        while let Some(upload) = state.uploads.get_mut(stored) {
-            if let Some(put) = &mut upload.put {
-                if stored > 0 && !put.is_finished() {
-                    break;
-                }
-                let Ok(result) = put.await else {
-                    // A panic in a store: the same bytes go again under the same key.
-                    tracing::error!(volume = %self.id(), sco = upload.container.number.0, "a put ended abnormally; it is repeated");
-                    upload.put = upload.object.clone().map(|object| self.send(upload.container.number, object));
-                    continue;
-                };
-                result?;
-                upload.put = None;
+            if let Some(trouble) = trouble {
+                self.give_up_uploads(state).await;
+                return Err(match trouble {
+                    Trouble::Damage(damage) => EngineError::JournalDamage { volume: self.id(), block: damage.block },
+                    Trouble::Halted | Trouble::Interrupted => EngineError::Interrupted,
+                });
             }
-            stored += 1;
+            // Here and not at the end: under load there is always a next container.
+            self.checkpoint_if_due(state).await?;
         }
-        Ok(stored)
+        self.checkpoint_if_due(state).await
     }
 
-    /// Seals the next closed container and sends it off; false when there is none.
-    async fn start_upload(self: &Arc<Self>, state: &mut State) -> Result<bool, EngineError> {
+    /// Begins again behind what is committed. Waits for puts under way: the same keys are put again later.
+    async fn give_up_uploads(&self, state: &mut State) {
+        while let Some(upload) = state.uploads.front_mut() {
+            // Whatever it comes to: it will be sealed again.
+            let _ = (&mut upload.work).await;
+            state.uploads.pop_front();
+        }
+        state.sealed_through = state.manifest.last_sco;
+    }
+
+    /// Sends the next closed container off; false when there is none, or no memory for it now.
+    async fn start_upload(self: &Arc<Self>, state: &mut State) -> bool {
         let next = self.layers.read().closed.iter().find(|c| c.number > state.sealed_through).cloned();
-        let Some(container) = next else { return Ok(false) };
+        let Some(container) = next else { return false };
         // While others hold all permits, commit what is under way rather than wait with it.
         let permit = if state.uploads.is_empty() {
             self.core.upload_permits.clone().acquire_owned().await.ok()
         } else {
             self.core.upload_permits.clone().try_acquire_owned().ok()
         };
-        let Some(permit) = permit else { return Ok(false) };
-        let (volume, closed) = (self.clone(), container.clone());
-        let sealed = self.core.run_heavy(move || volume.seal(&closed)).await.ok_or(EngineError::Interrupted)?;
-        let sealed = sealed.map_err(|damage| EngineError::JournalDamage { volume: self.id(), block: damage.block })?;
+        let Some(permit) = permit else { return false };
         state.sealed_through = container.number;
-        let put = sealed.object.clone().map(|object| self.send(container.number, object));
-        state.uploads.push_back(Upload {
-            container,
-            tlog: sealed.tlog,
-            object: sealed.object,
-            put,
-            data_blocks: sealed.data_blocks,
-            reference_blocks: sealed.reference_blocks,
-            _permit: permit,
+        // In order: a block that the container before holds becomes a reference to it.
+        let turn = state.uploads.back_mut().and_then(|before| before.sealed.take());
+        let (tell, sealed) = oneshot::channel();
+        let (volume, closed) = (self.clone(), container.clone());
+        let work = self.core.runtime.spawn(async move {
+            if let Some(turn) = turn {
+                turn.await.map_err(|_| Trouble::Interrupted)?;
+            }
+            let sealed = volume.seal_beside(closed.clone()).await?;
+            // Nobody waits behind the last one.
+            let _ = tell.send(());
+            if let Some(object) = &sealed.object {
+                volume.send(closed.number, object.clone()).await?;
+            }
+            Ok(sealed)
         });
-        Ok(true)
+        state.uploads.push_back(Upload { container, work, sealed: Some(sealed), permit });
+        true
     }
 
-    /// Starts putting a container.
-    fn send(self: &Arc<Self>, number: ScoNumber, object: Bytes) -> JoinHandle<Result<(), Halted>> {
-        let key = self.namespace().sco(self.epoch(), number);
+    async fn seal_beside(self: &Arc<Self>, closed: Arc<Inflight>) -> Result<Sealed, Trouble> {
         let volume = self.clone();
-        self.core.runtime.spawn(async move {
-            failpoint::hit(failpoint::SCO_BEFORE_PUT);
-            volume.counters.sco_bytes.fetch_add(object.len() as u64, Ordering::Relaxed);
-            let stored = volume.put_until_stored(&key, object).await;
-            failpoint::hit(failpoint::SCO_AFTER_PUT);
-            stored
-        })
+        let sealed = self.core.run_heavy(move || volume.seal(&closed)).await;
+        sealed.ok_or(Trouble::Interrupted)?.map_err(Trouble::Damage)
     }
 
-    /// Commits the first `count` uploads, whose objects are stored: TLog, manifest, decision, memory.
-    async fn commit(self: &Arc<Self>, state: &mut State, count: usize) -> Result<(), Halted> {
-        let batch: Vec<Upload> = state.uploads.drain(..count).collect();
+    /// Puts a container.
+    async fn send(&self, number: ScoNumber, object: Bytes) -> Result<(), Halted> {
+        failpoint::hit(failpoint::SCO_BEFORE_PUT);
+        self.counters.sco_bytes.fetch_add(object.len() as u64, Ordering::Relaxed);
+        let stored = self.put_until_stored(&self.namespace().sco(self.epoch(), number), object).await;
+        failpoint::hit(failpoint::SCO_AFTER_PUT);
+        stored
+    }
+
+    /// Commits containers whose objects are stored: TLog, manifest, decision, memory.
+    async fn commit(self: &Arc<Self>, state: &mut State, batch: Vec<Stored>) -> Result<(), Halted> {
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(()) };
         let number = TlogNumber(state.manifest.last_tlog.0 + 1);
         let identity = TlogIdentity {
@@ -239,14 +266,14 @@ impl Volume {
             first_sco: first.container.number,
             last_sco: last.container.number,
         };
-        let entries: Vec<TlogEntry> = batch.iter().flat_map(|u| u.tlog.iter().copied()).collect();
+        let entries: Vec<TlogEntry> = batch.iter().flat_map(|stored| stored.sealed.tlog.iter().copied()).collect();
         let mut next = state.manifest.clone();
         next.last_sco = last.container.number;
         next.last_tlog = number;
         extend_terms(&mut next.sco_terms, self.epoch(), first.container.number.0);
         extend_terms(&mut next.tlog_terms, self.epoch(), number.0);
-        next.data_blocks += batch.iter().map(|u| u.data_blocks).sum::<u64>();
-        next.reference_blocks += batch.iter().map(|u| u.reference_blocks).sum::<u64>();
+        next.data_blocks += batch.iter().map(|stored| stored.sealed.data_blocks).sum::<u64>();
+        next.reference_blocks += batch.iter().map(|stored| stored.sealed.reference_blocks).sum::<u64>();
         let object = Bytes::from(tlog::encode(&identity, &entries));
         let key = self.namespace().tlog(self.epoch(), number);
         if mutant::is(Mutant::ManifestBeforeTlog) {
@@ -262,10 +289,10 @@ impl Volume {
         self.behind.sco_terms.write().clone_from(&state.manifest.sco_terms);
         self.behind.stored_sco.store(state.manifest.last_sco.0, Ordering::Release);
         let mut freed = 0;
-        for upload in &batch {
+        for stored in &batch {
             let mut layers = self.layers.write();
-            freed += upload.container.journal_bytes;
-            layers.commit(&upload.container, &upload.tlog);
+            freed += stored.container.journal_bytes;
+            layers.commit(&stored.container, &stored.sealed.tlog);
         }
         self.count_stored(&batch);
         self.fill_cache(&batch);
@@ -409,24 +436,26 @@ impl Volume {
         Ok(())
     }
 
-    fn count_stored(&self, batch: &[Upload]) {
-        let zeros = batch.iter().flat_map(|u| &u.container.entries).filter(|e| !matches!(e.op(), EntryOp::Data { .. })).count();
+    fn count_stored(&self, batch: &[Stored]) {
+        let entries = batch.iter().flat_map(|stored| &stored.container.entries);
+        let zeros = entries.filter(|entry| !matches!(entry.op(), EntryOp::Data { .. })).count();
         self.counters.zero_blocks.fetch_add(zeros as u64, Ordering::Relaxed);
-        let (data, references) = batch.iter().fold((0, 0), |(d, r), u| (d + u.data_blocks, r + u.reference_blocks));
-        self.counters.data_blocks.fetch_add(data, Ordering::Relaxed);
-        self.counters.reference_blocks.fetch_add(references, Ordering::Relaxed);
+        for Stored { sealed, .. } in batch {
+            self.counters.data_blocks.fetch_add(sealed.data_blocks, Ordering::Relaxed);
+            self.counters.reference_blocks.fetch_add(sealed.reference_blocks, Ordering::Relaxed);
+        }
     }
 
     /// What was just stored is likely to be read again; it may use cache space that nothing else wants, at times without pressure.
-    fn fill_cache(&self, batch: &[Upload]) {
+    fn fill_cache(&self, batch: &[Stored]) {
         let stats = self.core.cache.stats();
         // Eviction begins somewhat before the last byte.
         if self.core.presses() || stats.bytes >= stats.capacity / 8 * 7 {
             return;
         }
-        for upload in batch {
-            let Some(object) = &upload.object else { continue };
-            let stored = upload.tlog.iter().filter_map(|e| match e.op {
+        for Stored { sealed, .. } in batch {
+            let Some(object) = &sealed.object else { continue };
+            let stored = sealed.tlog.iter().filter_map(|e| match e.op {
                 TlogOp::Data { fingerprint, .. } => Some(fingerprint),
                 _ => None,
             });
@@ -436,6 +465,27 @@ impl Volume {
             }
         }
     }
+}
+
+/// Waits for the first upload and takes those behind it that are stored by then too, up to one that had trouble.
+async fn settle(state: &mut State) -> (Vec<Stored>, Option<Trouble>) {
+    let mut stored = Vec::new();
+    while let Some(first) = state.uploads.front_mut() {
+        if !stored.is_empty() && !first.work.is_finished() {
+            break;
+        }
+        let outcome = (&mut first.work).await;
+        let Some(upload) = state.uploads.pop_front() else { break };
+        match outcome {
+            Ok(Ok(sealed)) => stored.push(Stored { container: upload.container, sealed, _permit: upload.permit }),
+            Ok(Err(trouble)) => return (stored, Some(trouble)),
+            Err(error) => {
+                tracing::error!(sco = upload.container.number.0, %error, "a put ended abnormally; its container is sealed again");
+                return (stored, Some(Trouble::Interrupted));
+            }
+        }
+    }
+    (stored, None)
 }
 
 fn extend_terms(terms: &mut Vec<Term>, epoch: Epoch, first: u64) {
