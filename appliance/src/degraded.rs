@@ -137,7 +137,11 @@ fn volumes(states: &States<'_>) -> Vec<Degradation> {
     });
     let unopened = states.unopened.iter().map(|volume| {
         let detail = format!("volume '{}' could not be opened: {}", volume.record.spec.name, volume.error);
-        entry("volume-unopened", detail, "it is not served; what the journal holds of it is kept".to_owned())
+        entry(
+            "volume-unopened",
+            detail,
+            "it is not served; what the journal holds of it is kept, and opening it is tried again".to_owned(),
+        )
     });
     let unserved = states.unserved.iter().map(|name| {
         entry("volume-unserved", format!("the socket of volume '{name}' could not be made"), "it is not served".to_owned())

@@ -149,6 +149,7 @@ fn serve(runtime: &Runtime, settings: Settings, state: &StateDir, began: Instant
     let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
     let mut tasks = vec![runtime.spawn(telemetry::run(Arc::clone(&served), Arc::clone(&notifier)))];
     tasks.push(runtime.spawn(upkeep::run(Arc::clone(&served))));
+    tasks.push(runtime.spawn(upkeep::reopen(Arc::clone(&served))));
     if let Some(network) = network {
         tasks.push(runtime.spawn(logged("metrics", network.serve(routes::metrics_router(Arc::clone(&appliance))))));
     }

@@ -1,4 +1,4 @@
-//! Keeps the store whole: takes drives back that return, and repairs what is short of fragments.
+//! Keeps the store whole: takes drives back that return, repairs what is short of fragments, and opens volumes that were out of reach.
 //!
 //! A repair looks at all objects, so it runs only when there is reason to: once after each start, when a read or write found an object
 //! short, when a drive came back. It needs as many drives as the policy spreads over; what it cannot mend is tried again with growing
@@ -18,6 +18,10 @@ use crate::served::Served;
 
 /// How often reasons are looked for.
 const TICK: Duration = Duration::from_secs(5);
+
+/// Pause before volumes that could not be opened are tried again; doubles to the longest.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// Pause after a repair that left something; doubles to the longest.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -51,6 +55,21 @@ struct Schedule {
     not_before: Instant,
     pause: Duration,
     drives_up: usize,
+}
+
+/// Opens and serves what could not be opened at the start, until nothing is missing.
+pub(crate) async fn reopen(served: Arc<Served>) {
+    let mut pause = FIRST_RETRY;
+    while served.node.lacks_volumes() {
+        tokio::time::sleep(pause).await;
+        let back = served.node.reopen().await;
+        pause = if back.is_empty() { (pause * 2).min(LONGEST_RETRY) } else { FIRST_RETRY };
+        if !back.is_empty() {
+            let served = Arc::clone(&served);
+            // Making sockets blocks. What is lost by a panic is said by it.
+            let _ = tokio::task::spawn_blocking(move || served.attach_all()).await;
+        }
+    }
 }
 
 /// Works until it is dropped.

@@ -89,6 +89,11 @@ pub trait DiskFile: Send + Sync {
         done(self.read_at(offset, &mut buf).map(|()| buf));
     }
 
+    /// A hint: these bytes will be read soon.
+    fn read_ahead(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
     /// A hint: these bytes are durable and will hardly be read soon, so the system need not keep them in memory.
     fn drop_cached(&self, offset: u64, len: u64) {
         let _ = (offset, len);

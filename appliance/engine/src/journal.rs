@@ -78,6 +78,9 @@ pub enum JournalError {
     Failed,
 }
 
+/// What recovery reads at once: headers stand closely under small writes, and single pages would cost a device's latency each.
+const RECOVERY_READ: usize = 512 << 10;
+
 /// What recovery was doing when the SSD refused.
 const READING: &str = "reading the journal back";
 
@@ -258,38 +261,42 @@ impl Journal {
         // break too: what stands in later segments must not pass for the beginning.
         let mut next = None;
         for (i, segment) in used.iter().enumerate() {
+            if let Some(next) = used.get(i + 1) {
+                next.file.read_ahead(0, self.segment_bytes);
+            }
+            let mut reader = SegmentReader::new(segment);
             let expected = next.unwrap_or(segment.first_batch);
             if segment.first_batch != expected || segment.first_batch >= truth[i] {
                 // A left-over of a tail that an earlier recovery gave up; or the run is broken, and what follows shows whether
                 // durable batches are missing.
-                if let Some((header, _)) = self.read_batch(segment, 1)?
+                if let Some((header, _)) = self.read_batch(&mut reader, 1)?
                     && segment.first_batch < truth[i]
                 {
                     durable = durable.max(header.durable_through);
                 }
                 continue;
             }
-            self.walk_segment(segment, i, expected..truth[i], &mut batches, &mut durable)?;
-            next = Some(batches.last().map_or(expected, |b| b.sequence + 1));
+            self.walk_segment(&mut reader, i, expected..truth[i], &mut batches, &mut durable)?;
+            next = Some(batches.last().map_or(expected, |b| b.header.sequence + 1));
+            // Its headers are known now, and its data is asked for much later.
+            segment.file.drop_cached(0, self.segment_bytes);
         }
-        let mut intact = 0;
+        let (mut intact, mut keep) = (0, 0);
         let mut data = Vec::new();
-        for found in &batches {
-            let segment = &used[found.segment];
-            let Some((header, entries)) = self.read_batch(segment, found.page)? else { break };
-            let first_page = found.page + header_pages(entries.len()) as u32;
+        for Found { segment: number, page, header, entries } in batches {
+            let segment = &used[number];
+            let first_page = page + header_pages(entries.len()) as u32;
             // Data below the watermark was under an fdatasync; its blocks are checked when they are read.
-            if found.sequence > durable && !data_is_intact(segment, first_page, &entries, &mut data)? {
+            if header.sequence > durable && !data_is_intact(segment, first_page, &entries, &mut data)? {
                 break;
             }
-            intact = found.sequence;
+            (intact, keep) = (header.sequence, number + 1);
             replay(&Recovered { header, entries: &entries, segment, first_page });
         }
         if intact < durable {
             tracing::error!(intact, durable, "journal is damaged: batches that were durable do not verify; later writes are lost");
             self.damaged.store(true, Ordering::Relaxed);
         }
-        let keep = batches.iter().rev().find(|b| b.sequence <= intact).map_or(0, |b| b.segment + 1);
         let mut append = self.append.lock();
         for (i, segment) in used.into_iter().enumerate() {
             // Those that hold nothing too: the newest header says which segments are dead, and a power cut must not take that back.
@@ -300,7 +307,7 @@ impl Journal {
                 append.free.push_back(FreeSegment { slot: segment.slot, sequence: 0, file: segment.file.clone() });
             }
         }
-        append.next_batch = batches.iter().map(|b| b.sequence).filter(|s| *s <= intact).max().unwrap_or(0) + 1;
+        append.next_batch = intact + 1;
         self.accepted.store(append.next_batch - 1, Ordering::Release);
         self.durable.store(append.next_batch - 1, Ordering::Release);
         self.account(&append);
@@ -309,7 +316,7 @@ impl Journal {
 
     fn walk_segment(
         &self,
-        segment: &Arc<SegmentUse>,
+        reader: &mut SegmentReader<'_>,
         index: usize,
         range: std::ops::Range<u64>,
         batches: &mut Vec<Found>,
@@ -318,18 +325,19 @@ impl Journal {
         let mut page = 1;
         let mut expected = range.start;
         while expected < range.end {
-            let Some((header, entries)) = self.read_batch(segment, page)? else { break };
+            let Some((header, entries)) = self.read_batch(reader, page)? else { break };
             if header.sequence != expected {
                 break;
             }
             *durable = (*durable).max(header.durable_through);
-            batches.push(Found { segment: index, page, sequence: header.sequence });
-            page += (header_pages(entries.len()) + data_pages(&entries)) as u32;
+            let pages = (header_pages(entries.len()) + data_pages(&entries)) as u32;
+            batches.push(Found { segment: index, page, header, entries });
+            page += pages;
             expected += 1;
         }
         // Nothing behind the first bad batch is used, but what it says was durable tells damage from the end of the journal.
         for page in page..(self.segment_bytes / PAGE as u64) as u32 {
-            if let Some((header, _)) = self.read_batch(segment, page)? {
+            if let Some((header, _)) = self.read_batch(reader, page)? {
                 *durable = (*durable).max(header.durable_through);
             }
         }
@@ -338,25 +346,22 @@ impl Journal {
 
     /// The verified header and entries at `page`, if they are of this journal and this use of the segment. What cannot be read is an
     /// error: taken for the journal's end, it would cost everything behind it.
-    fn read_batch(&self, segment: &SegmentUse, page: u32) -> Result<Option<(BatchHeader, Vec<JournalEntry>)>, JournalError> {
+    fn read_batch(
+        &self,
+        reader: &mut SegmentReader<'_>,
+        page: u32,
+    ) -> Result<Option<(BatchHeader, Vec<JournalEntry>)>, JournalError> {
         let at = u64::from(page) * PAGE as u64;
         if at + PAGE as u64 > self.segment_bytes {
             return Ok(None);
         }
-        let read = |bytes: &mut Vec<u8>| segment.file.read_at(at, bytes).map_err(failed(READING));
-        let mut bytes = vec![0; PAGE];
-        read(&mut bytes)?;
-        let Ok(pages) = claimed_header_pages(&bytes) else { return Ok(None) };
-        if pages > 1 {
-            if at + (pages * PAGE) as u64 > self.segment_bytes {
-                return Ok(None);
-            }
-            bytes.resize(pages * PAGE, 0);
-            read(&mut bytes)?;
+        let Ok(pages) = claimed_header_pages(reader.bytes(at, PAGE)?) else { return Ok(None) };
+        if at + (pages * PAGE) as u64 > self.segment_bytes {
+            return Ok(None);
         }
-        let Ok((header, entries)) = decode_batch(&bytes) else { return Ok(None) };
+        let Ok((header, entries)) = decode_batch(reader.bytes(at, pages * PAGE)?) else { return Ok(None) };
         let end = at + ((pages + data_pages(&entries)) * PAGE) as u64;
-        let ours = header.journal == self.id && header.segment == segment.sequence;
+        let ours = header.journal == self.id && header.segment == reader.segment.sequence;
         Ok((ours && end <= self.segment_bytes).then_some((header, entries)))
     }
 
@@ -556,10 +561,49 @@ impl Journal {
     }
 }
 
+/// A batch whose header verifies and follows the one before.
 struct Found {
     segment: usize,
     page: u32,
-    sequence: u64,
+    header: BatchHeader,
+    entries: Vec<JournalEntry>,
+}
+
+/// Reads a segment from its start to its end, in large pieces.
+struct SegmentReader<'a> {
+    segment: &'a SegmentUse,
+    piece: Vec<u8>,
+    at: u64,
+}
+
+impl<'a> SegmentReader<'a> {
+    fn new(segment: &'a SegmentUse) -> Self {
+        Self { segment, piece: Vec::new(), at: 0 }
+    }
+
+    /// `len` bytes at `at`, which lie within the segment.
+    fn bytes(&mut self, at: u64, len: usize) -> Result<&[u8], JournalError> {
+        let held = at.checked_sub(self.at).map(|skip| skip as usize).filter(|skip| skip + len <= self.piece.len());
+        let skip = match held {
+            Some(skip) => skip,
+            None => {
+                let rest = usize::try_from(self.segment.file.len().saturating_sub(at)).unwrap_or(usize::MAX);
+                self.at = at;
+                self.piece.resize(rest.min(RECOVERY_READ).max(len), 0);
+                if self.segment.file.read_at(at, &mut self.piece).is_err() {
+                    // Perhaps it is a block's data that cannot be read: that is for whoever wants the block.
+                    self.piece.resize(len, 0);
+                    let read = self.segment.file.read_at(at, &mut self.piece);
+                    if read.is_err() {
+                        self.piece.clear();
+                    }
+                    read.map_err(failed(READING))?;
+                }
+                0
+            }
+        };
+        Ok(&self.piece[skip..skip + len])
+    }
 }
 
 /// Segments sorted into used ones, by the order of their use, and free ones.

@@ -2,7 +2,7 @@
 //!
 //! The way in: [`volume`] → `write` (staging, journal) → `layers` (what an address means now).
 //! The way out: `seal` (fingerprints, references) → `behind` (SCO, TLog, manifest, in this order) → `map` (checkpoints).
-//! The way back: `read` (journal, dedupe cache, store), `restart` (manifest, TLogs, journal).
+//! The way back: `read` (journal, dedupe cache, store), `restart` (manifest, TLogs) → `opening` (journal).
 //! The engine names no drive, bucket, socket or clock: those come through the seams of `lamina-contract` and `object_store`.
 
 mod behind;
@@ -21,6 +21,7 @@ mod leaf_runs;
 mod lineage;
 mod namespace;
 mod node;
+mod opening;
 mod ranges;
 mod read;
 mod restart;

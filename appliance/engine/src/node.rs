@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::stream::TryStreamExt;
 use lamina_contract::{Clock, Coordination, Disk, Epoch, Generation, VolumeId, VolumeRecord, VolumeSpec};
-use lamina_formats::journal::{JournalEntry, JournalOp, PAGE};
+use lamina_formats::journal::PAGE;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
@@ -18,17 +18,17 @@ use crate::cache::{CacheConfig, DedupeCache, Upkeep};
 use crate::error::EngineError;
 use crate::failpoint;
 use crate::fetch::Fetcher;
-use crate::journal::{Journal, JournalConfig, Recovered};
+use crate::journal::{Journal, JournalConfig};
 use crate::layers::Layers;
 use crate::lineage::Lineage;
 use crate::namespace::Namespace;
+use crate::opening::{Opening, Stranded};
 use crate::page_store::PageStore;
 use crate::pages::PageCache;
 use crate::restart::Sources;
 use crate::syncer::Syncer;
 use crate::throttle::{Throttle, is_low};
-use crate::volume::{Opened, Volume};
-use crate::write::charge;
+use crate::volume::Volume;
 
 /// Sealed containers of all volumes in memory at once.
 const UPLOAD_PERMITS: usize = 12;
@@ -172,8 +172,11 @@ pub struct Node {
     pub(crate) core: Arc<Core>,
     pub(crate) volumes: RwLock<HashMap<VolumeId, Arc<Volume>>>,
     pub(crate) unopened: RwLock<Vec<Unopened>>,
-    /// Entries of volumes that could not be opened: holding them keeps their journal segments.
-    stranded: Mutex<HashMap<VolumeId, Layers>>,
+    stranded: Mutex<HashMap<VolumeId, Stranded>>,
+    /// The store could be listed, so what neither it nor the registry knows was deleted.
+    complete: AtomicBool,
+    /// Held while a volume appears or goes.
+    changes: tokio::sync::Mutex<()>,
     sources: Sources,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     sync_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -219,7 +222,7 @@ impl Node {
             lineage: lineage.clone(),
         };
         let opening = Opening::of(&sources).await?;
-        let (journal, opening) = opening.replay(&config, seams.journal_disk, &*seams.clock)?;
+        let (journal, opening) = opening.replay(config.journal, seams.journal_disk, &*seams.clock)?;
         let mut cache_config = CacheConfig::new(config.cache_bytes);
         if config.background == Background::Manual {
             cache_config.upkeep = Upkeep::Inline;
@@ -249,15 +252,15 @@ impl Node {
         });
         let mut volumes = HashMap::new();
         for (id, opened) in opening.opened {
-            let waiting = opened.layers.open.journal_bytes + opened.layers.closed.iter().map(|c| c.journal_bytes).sum::<u64>();
-            core.throttle.accepted(waiting);
-            volumes.insert(id, Volume::new(core.clone(), opened));
+            volumes.insert(id, Volume::recovered(core.clone(), opened));
         }
         let node = Arc::new(Self {
             core,
             volumes: RwLock::new(volumes),
             unopened: RwLock::new(opening.unopened),
             stranded: Mutex::new(opening.stranded),
+            complete: AtomicBool::new(opening.complete),
+            changes: tokio::sync::Mutex::default(),
             sources,
             tasks: Mutex::default(),
             sync_thread: Mutex::default(),
@@ -297,6 +300,7 @@ impl Node {
             manifest_epoch: Epoch(0),
             deleting: false,
         };
+        let _change = self.changes.lock().await;
         self.core.coordination.create(&record)?;
         failpoint::hit(failpoint::CREATE_AFTER_REGISTER);
         match self.sources.open(&record).await {
@@ -334,11 +338,82 @@ impl Node {
         self.unopened.read().clone()
     }
 
+    /// Whether volumes are missing that may come when the store or the registry answers; see [`Node::reopen`].
+    #[must_use]
+    pub fn lacks_volumes(&self) -> bool {
+        !self.complete.load(Ordering::Acquire) || !self.unopened.read().is_empty()
+    }
+
+    /// Tries again to open what could not be opened at the start, and lays what the journal holds of it over what the store holds.
+    /// Gives the volumes that serve now. Meant to be called now and then, with pauses.
+    pub async fn reopen(self: &Arc<Self>) -> Vec<Arc<Volume>> {
+        let mut candidates: Vec<VolumeRecord> = self.unopened().into_iter().map(|unopened| unopened.record).collect();
+        if !self.complete.load(Ordering::Acquire) {
+            match self.find_strangers().await {
+                Ok(found) => candidates.extend(found),
+                Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "the store cannot be listed yet"),
+            }
+        }
+        let mut back = Vec::new();
+        for record in candidates {
+            let _change = self.changes.lock().await;
+            // It may have been deleted meanwhile.
+            let registered = self.core.coordination.get(record.id).is_ok_and(|record| !record.deleting);
+            let gap = self.stranded.lock().get(&record.id).is_some_and(Stranded::is_gap);
+            if !registered || gap || self.volume(record.id).is_some() {
+                continue;
+            }
+            match self.open_late(&record).await {
+                Ok(volume) => back.push(volume),
+                Err(error) => {
+                    tracing::debug!(volume = %record.id, error = &error as &dyn std::error::Error, "the volume cannot be opened yet");
+                    let error = Arc::new(error);
+                    let mut unopened = self.unopened.write();
+                    match unopened.iter_mut().find(|u| u.record.id == record.id) {
+                        Some(known) => known.error = error,
+                        None => unopened.push(Unopened { record, error }),
+                    }
+                }
+            }
+        }
+        back
+    }
+
+    async fn open_late(&self, record: &VolumeRecord) -> Result<Arc<Volume>, EngineError> {
+        let id = record.id;
+        let mut opened = self.sources.open(record).await?;
+        let now = self.core.clock.monotonic_ms();
+        self.stranded.lock().get(&id).map_or(Ok(()), |stranded| stranded.lay_over(&mut opened, now))?;
+        let volume = Volume::recovered(self.core.clone(), opened);
+        self.volumes.write().insert(id, volume.clone());
+        self.core.volumes.fetch_add(1, Ordering::Relaxed);
+        self.unopened.write().retain(|u| u.record.id != id);
+        self.stranded.lock().remove(&id);
+        self.core.work.notify_one();
+        tracing::info!(volume = %id, name = %volume.spec().name, "the volume could be opened after all");
+        Ok(volume)
+    }
+
+    /// Registers what the store alone knows. When the store told everything, entries of volumes that nobody knows were a deleted one's.
+    async fn find_strangers(&self) -> Result<Vec<VolumeRecord>, EngineError> {
+        let _change = self.changes.lock().await;
+        let known: HashSet<VolumeId> = self.core.coordination.list()?.iter().map(|record| record.id).collect();
+        let complete = self.sources.adopt_strangers(&known).await?;
+        let records = self.core.coordination.list()?;
+        if complete {
+            self.stranded.lock().retain(|id, _| records.iter().any(|record| record.id == *id && !record.deleting));
+            self.core.journal.reclaim(&mut self.core.journal.lock());
+            self.complete.store(true, Ordering::Release);
+        }
+        Ok(records.into_iter().filter(|record| !known.contains(&record.id)).collect())
+    }
+
     /// Deletes a volume: its name is free when this returns, its objects go in the background.
     ///
     /// # Errors
     /// When it is not known here or the registry refuses.
     pub async fn delete(self: &Arc<Self>, id: VolumeId) -> Result<(), EngineError> {
+        let _change = self.changes.lock().await;
         let volume = self.volume(id);
         if volume.is_none() && !self.unopened.read().iter().any(|u| u.record.id == id) {
             return Err(EngineError::Unknown { volume: id });
@@ -456,128 +531,6 @@ impl Node {
             core.cache.close();
         });
         ended.await;
-    }
-}
-
-/// Volumes while their journal is being replayed.
-struct Opening {
-    opened: HashMap<VolumeId, Opened>,
-    unopened: Vec<Unopened>,
-    deleting: Vec<VolumeRecord>,
-    stranded: HashMap<VolumeId, Layers>,
-    records: HashMap<VolumeId, VolumeRecord>,
-    /// The store could be listed: what neither it nor the registry knows was deleted.
-    complete: bool,
-}
-
-impl Opening {
-    async fn of(sources: &Sources) -> Result<Self, EngineError> {
-        let known: HashSet<VolumeId> = sources.coordination.list()?.iter().map(|r| r.id).collect();
-        let complete = match sources.adopt_strangers(&known).await {
-            Ok(all) => all,
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the store cannot be listed");
-                false
-            }
-        };
-        let mut opening = Self {
-            opened: HashMap::new(),
-            unopened: Vec::new(),
-            deleting: Vec::new(),
-            stranded: HashMap::new(),
-            records: HashMap::new(),
-            complete,
-        };
-        for record in sources.coordination.list()? {
-            if record.deleting {
-                opening.deleting.push(record);
-                continue;
-            }
-            match sources.open(&record).await {
-                Ok(opened) => {
-                    opening.opened.insert(record.id, opened);
-                    opening.records.insert(record.id, record);
-                }
-                Err(error) => {
-                    tracing::error!(volume = %record.id, name = %record.spec.name, error = &error as &dyn std::error::Error,
-                        "volume cannot be opened; what the journal holds of it is kept");
-                    opening.unopened.push(Unopened { record, error: Arc::new(error) });
-                }
-            }
-        }
-        Ok(opening)
-    }
-
-    fn replay(mut self, config: &NodeConfig, disk: Arc<dyn Disk>, clock: &dyn Clock) -> Result<(Journal, Self), EngineError> {
-        let now = clock.monotonic_ms();
-        let deleted: HashSet<VolumeId> = self.deleting.iter().map(|r| r.id).collect();
-        let (mut entries, mut dropped) = (0_u64, 0_u64);
-        let journal = Journal::open(disk, config.journal, rand::random(), |batch: &Recovered<'_>| {
-            let mut page = batch.first_page;
-            for entry in batch.entries {
-                self.refuse_gap(entry);
-                let pages = if let JournalOp::Data { pages, .. } = entry.op { u32::from(pages) } else { 0 };
-                let keep = !self.complete || self.is_unopened(entry.volume);
-                let (layers, stored, capacity) = match self.opened.get_mut(&entry.volume) {
-                    Some(opened) => {
-                        let capacity = opened.spec.sco_size.blocks(opened.spec.block_size);
-                        (&mut opened.layers, opened.behind.stored_sco(), capacity)
-                    }
-                    None if keep && !deleted.contains(&entry.volume) => {
-                        let first = || Layers::new(entry.location.sco);
-                        (self.stranded.entry(entry.volume).or_insert_with(first), lamina_contract::ScoNumber(0), u16::MAX)
-                    }
-                    None => {
-                        dropped += 1;
-                        page += pages;
-                        continue;
-                    }
-                };
-                if entry.location.sco > stored {
-                    layers.publish(entry, batch.segment, page, batch.header.time, now);
-                    layers.open.journal_bytes += charge(entry);
-                    if layers.open.is_full(capacity) {
-                        layers.close_open();
-                    }
-                    entries += 1;
-                }
-                page += pages;
-            }
-        })?;
-        if entries > 0 || dropped > 0 {
-            tracing::info!(entries, dropped, "journal replayed; dropped entries are of deleted volumes");
-        }
-        for opened in self.opened.values_mut() {
-            // A container that an earlier owner may have sealed gets no further entry: if its manifest turns up, it says the same.
-            opened.layers.close_open();
-        }
-        Ok((journal, self))
-    }
-
-    fn is_unopened(&self, volume: VolumeId) -> bool {
-        self.unopened.iter().any(|unopened| unopened.record.id == volume)
-    }
-
-    /// Blocks are found in a container by counting its entries, so a journal that does not continue what is stored, entry by entry,
-    /// must not be replayed: the volume is left unopened and its entries are kept.
-    fn refuse_gap(&mut self, entry: &JournalEntry) {
-        let Some(opened) = self.opened.get(&entry.volume) else { return };
-        let (stored, open) = (opened.behind.stored_sco(), &opened.layers.open);
-        let index = |first: usize| matches!(entry.op, JournalOp::Data { .. }).then_some(first);
-        let at = entry.location;
-        let continues = |first: Option<usize>| first.is_none_or(|first| usize::from(at.index) == first);
-        let fits = at.sco <= stored
-            || (at.sco == open.number && continues(index(open.block_count())))
-            || (at.sco == open.number.next() && !open.is_empty() && continues(index(0)));
-        if fits {
-            return;
-        }
-        let error = EngineError::JournalGap { volume: entry.volume, found: at.sco.0, stored: stored.0 };
-        tracing::error!(volume = %entry.volume, error = &error as &dyn std::error::Error, "volume is not opened");
-        if let (Some(opened), Some(record)) = (self.opened.remove(&entry.volume), self.records.remove(&entry.volume)) {
-            self.stranded.insert(entry.volume, opened.layers);
-            self.unopened.push(Unopened { record, error: Arc::new(error) });
-        }
     }
 }
 

@@ -120,6 +120,13 @@ impl Volume {
         })
     }
 
+    /// One that brings entries of the journal with it: the throttle must know of them.
+    pub(crate) fn recovered(core: Arc<Core>, opened: Opened) -> Arc<Self> {
+        let volume = Self::new(core, opened);
+        volume.core.throttle.accepted(volume.unstored_bytes());
+        volume
+    }
+
     /// Its identity.
     #[must_use]
     pub fn id(&self) -> VolumeId {

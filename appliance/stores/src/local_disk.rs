@@ -10,13 +10,14 @@
 
 use std::collections::HashSet;
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use lamina_contract::{Disk, DiskFile, ReadDone};
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, CWD, Dir, FallocateFlags, FileType, Mode, OFlags};
+use rustix::fs::{Advice, AtFlags, CWD, Dir, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::ring::Reader;
@@ -216,6 +217,15 @@ impl LocalFile {
     }
 }
 
+impl LocalFile {
+    fn advise(&self, offset: u64, len: u64, advice: Advice) {
+        let Some(len) = NonZeroU64::new(len) else { return };
+        if let Err(errno) = rustix::fs::fadvise(&self.fd, offset, Some(len), advice) {
+            tracing::debug!(%errno, inode = self.inode, "the system takes no advice about its page cache");
+        }
+    }
+}
+
 impl DiskFile for LocalFile {
     fn len(&self) -> u64 {
         self.len
@@ -253,11 +263,12 @@ impl DiskFile for LocalFile {
         }
     }
 
+    fn read_ahead(&self, offset: u64, len: u64) {
+        self.advise(offset, len, Advice::WillNeed);
+    }
+
     fn drop_cached(&self, offset: u64, len: u64) {
-        let Some(len) = std::num::NonZeroU64::new(len) else { return };
-        if let Err(errno) = rustix::fs::fadvise(&self.fd, offset, Some(len), rustix::fs::Advice::DontNeed) {
-            tracing::debug!(%errno, inode = self.inode, "the system takes no advice about its page cache");
-        }
+        self.advise(offset, len, Advice::DontNeed);
     }
 
     fn sync_data(&self) -> io::Result<()> {

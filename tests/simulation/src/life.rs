@@ -255,7 +255,16 @@ impl Life {
     /// [`Violation::NoNode`], [`Violation::NotOpened`].
     pub fn open(&mut self) -> Result<(), Violation> {
         self.open_node()?;
+        self.adopt()
+    }
+
+    /// Takes over the volumes that the node has opened.
+    ///
+    /// # Errors
+    /// [`Violation::NotOpened`].
+    pub fn adopt(&mut self) -> Result<(), Violation> {
         let Some(process) = &mut self.process else { return Ok(()) };
+        process.volumes.clear();
         for n in 0..self.shape.volumes.len() {
             let name = name_of(n);
             let found = process.node.volumes().into_iter().find(|v| v.spec().name == name);
