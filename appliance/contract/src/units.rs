@@ -198,6 +198,10 @@ pub struct Location {
 }
 
 impl Location {
+    /// No place: the block was accepted, and its bytes were lost before they were stored. Reading it is an error until it is written
+    /// again. All 64 bits are set; no container has that number.
+    pub const LOST: Self = Self { ancestor: u8::MAX, sco: ScoNumber::MAX, index: u16::MAX };
+
     /// The 64 bits that maps and formats hold.
     #[must_use]
     pub const fn to_bits(self) -> u64 {

@@ -27,7 +27,7 @@ use crate::failpoint;
 use crate::inflight::{EntryOp, Inflight};
 use crate::mutant::{self, Mutant};
 use crate::namespace::{Namespace, epoch_of, parse_manifest_key};
-use crate::seal::{JournalDamage, Sealed};
+use crate::seal::{Damage, JournalDamage, Sealed};
 use crate::volume::Volume;
 
 /// Containers of one volume on their way at once.
@@ -36,6 +36,8 @@ const UPLOADS: usize = 8;
 const KEEP_MANIFESTS: usize = 4;
 /// Entries in TLogs since the last checkpoint after which the next is due: what a restart replays in well under a second.
 const REPLAY_ENTRIES: u64 = 500_000;
+/// How often a container whose blocks do not verify is read again before they are given up; the pauses between are a second.
+const DAMAGE_TRIES: u32 = 5;
 /// First wait after a store's refusal; doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -56,6 +58,8 @@ struct State {
     sealed_through: ScoNumber,
     /// A run over it is under way, or was dropped in the middle.
     running: bool,
+    /// How often in a row the next container to be committed could not be sealed because of damage.
+    damage_seen: u32,
     /// The TLog up to which a frozen layer reaches, while a checkpoint of it is due.
     frozen_through: Option<TlogNumber>,
     entries_since_checkpoint: u64,
@@ -128,6 +132,7 @@ impl Behind {
                 manifest,
                 uploads: VecDeque::new(),
                 running: false,
+                damage_seen: 0,
                 frozen_through: None,
                 entries_since_checkpoint: replayed,
                 old_manifests,
@@ -187,6 +192,7 @@ impl Volume {
             }
             if let Some(trouble) = trouble {
                 self.give_up_uploads(state).await;
+                state.damage_seen += u32::from(matches!(trouble, Trouble::Damage(_)));
                 return Err(match trouble {
                     Trouble::Damage(damage) => EngineError::JournalDamage { volume: self.id(), block: damage.block },
                     Trouble::Halted | Trouble::Interrupted => EngineError::Interrupted,
@@ -220,6 +226,9 @@ impl Volume {
         };
         let Some(permit) = permit else { return false };
         state.sealed_through = container.number;
+        // The first container in line is the one that had the damage; those behind it get their own tries.
+        let given_up = state.damage_seen >= DAMAGE_TRIES && state.uploads.is_empty();
+        let damage = if given_up { Damage::Lose } else { Damage::Refuse };
         // In order: a block that the container before holds becomes a reference to it.
         let turn = state.uploads.back_mut().and_then(|before| before.sealed.take());
         let (tell, sealed) = oneshot::channel();
@@ -228,7 +237,7 @@ impl Volume {
             if let Some(turn) = turn {
                 turn.await.map_err(|_| Trouble::Interrupted)?;
             }
-            let sealed = volume.seal_beside(closed.clone()).await?;
+            let sealed = volume.seal_beside(closed.clone(), damage).await?;
             // Nobody waits behind the last one.
             let _ = tell.send(());
             if let Some(object) = &sealed.object {
@@ -240,9 +249,9 @@ impl Volume {
         true
     }
 
-    async fn seal_beside(self: &Arc<Self>, closed: Arc<Inflight>) -> Result<Sealed, Trouble> {
+    async fn seal_beside(self: &Arc<Self>, closed: Arc<Inflight>, damage: Damage) -> Result<Sealed, Trouble> {
         let volume = self.clone();
-        let sealed = self.core.run_heavy(move || volume.seal(&closed)).await;
+        let sealed = self.core.run_heavy(move || volume.seal(&closed, damage)).await;
         sealed.ok_or(Trouble::Interrupted)?.map_err(Trouble::Damage)
     }
 
@@ -285,6 +294,7 @@ impl Volume {
             self.decide(state, next).await?;
         }
         state.entries_since_checkpoint += entries.len() as u64;
+        state.damage_seen = 0;
         // A stored location may be asked for as soon as the layers show it.
         self.behind.sco_terms.write().clone_from(&state.manifest.sco_terms);
         self.behind.stored_sco.store(state.manifest.last_sco.0, Ordering::Release);
@@ -443,6 +453,7 @@ impl Volume {
         for Stored { sealed, .. } in batch {
             self.counters.data_blocks.fetch_add(sealed.data_blocks, Ordering::Relaxed);
             self.counters.reference_blocks.fetch_add(sealed.reference_blocks, Ordering::Relaxed);
+            self.counters.lost_blocks.fetch_add(sealed.lost_blocks, Ordering::Relaxed);
         }
     }
 

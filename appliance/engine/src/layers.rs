@@ -55,6 +55,8 @@ pub(crate) enum Source {
     Journal(JournalBlock),
     /// In a stored container, perhaps in the dedupe cache.
     Stored { location: Location, fingerprint: Fingerprint },
+    /// Accepted, and lost before it was stored.
+    Lost,
     /// The layers say nothing: ask the map's pages.
     Pages,
 }
@@ -63,6 +65,7 @@ impl From<Mapped> for Source {
     fn from(mapped: Mapped) -> Self {
         match mapped {
             Mapped::Zero => Self::Zero,
+            Mapped::At { location: Location::LOST, .. } => Self::Lost,
             Mapped::At { location, fingerprint } => Self::Stored { location, fingerprint },
         }
     }

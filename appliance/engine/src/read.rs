@@ -123,6 +123,7 @@ impl Volume {
                     self.give(request, at, &scratch.bytes)?;
                     at += 1;
                 }
+                Source::Lost => return Err(self.lost()),
                 Source::Pages => return Ok(Some(at)),
             }
         }
@@ -151,6 +152,11 @@ impl Volume {
         }
         tracing::error!(volume = %self.id(), page = block.page, "a block in the journal does not match its checksum");
         Err(IoError::Io)
+    }
+
+    fn lost(&self) -> IoError {
+        tracing::warn!(volume = %self.id(), "a block is read whose bytes the journal lost");
+        IoError::Io
     }
 
     fn journal_unreadable(&self, error: &std::io::Error) -> IoError {
@@ -194,7 +200,7 @@ impl Volume {
                     self.spawn_read(request, source);
                 }
             }
-            Source::Zero | Source::Pages => self.spawn_read(request, source),
+            Source::Zero | Source::Lost | Source::Pages => self.spawn_read(request, source),
         }
     }
 
@@ -239,6 +245,7 @@ impl Volume {
         match run.first() {
             None => Ok(Vec::new()),
             Some(Source::Zero | Source::Pages) => Ok(vec![Bytes::from(vec![0; self.block_size().bytes()])]),
+            Some(Source::Lost) => Err(self.lost()),
             Some(Source::Journal(block)) => Ok(vec![self.load_journal(block).await?]),
             Some(Source::Stored { .. }) => self.load_stored(run).await,
         }

@@ -27,6 +27,17 @@ pub(crate) struct Sealed {
     pub(crate) object: Option<Bytes>,
     pub(crate) data_blocks: u64,
     pub(crate) reference_blocks: u64,
+    /// Blocks given up: see [`Damage::Lose`].
+    pub(crate) lost_blocks: u64,
+}
+
+/// What becomes of a block that does not verify and that nothing newer replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// Sealing fails: reading it again may help.
+    Refuse,
+    /// It is recorded as lost, so that one block does not hold up its volume and, behind a full journal, every guest.
+    Lose,
 }
 
 /// A block of the journal does not verify and nothing newer replaces it.
@@ -43,7 +54,7 @@ pub(crate) fn fingerprint(bytes: &[u8]) -> Fingerprint {
 
 impl Volume {
     /// Seals `container`. Takes about 3 ms of CPU per 4 MiB, nearly all of it SHA-256.
-    pub(crate) fn seal(&self, container: &Inflight) -> Result<Sealed, JournalDamage> {
+    pub(crate) fn seal(&self, container: &Inflight, damage: Damage) -> Result<Sealed, JournalDamage> {
         let size = self.block_size().bytes();
         let count = container.block_count();
         let mut object = Vec::with_capacity(count * size + sco::tail_bytes(count));
@@ -52,7 +63,7 @@ impl Volume {
         let mut tlog = Vec::with_capacity(container.entries.len());
         let mut kept: Vec<ScoBlock> = Vec::with_capacity(count);
         let mut own: HashMap<Fingerprint, Location> = HashMap::with_capacity(count);
-        let mut references = 0;
+        let (mut references, mut lost) = (0, 0);
         for entry in &container.entries {
             let block = entry.block();
             let op = match entry.op() {
@@ -64,10 +75,20 @@ impl Volume {
                     let crc = crc32c(&object[at..at + size]);
                     let expected = container.block(index).map(|b| b.crc);
                     if !intact.get(usize::from(index)).copied().unwrap_or(false) || expected != Some(crc) {
-                        if self.layers.read().is_current(block, location) {
+                        let current = self.layers.read().is_current(block, location);
+                        if current && damage == Damage::Refuse {
                             return Err(JournalDamage { block });
                         }
-                        tracing::warn!(volume = %self.id(), block = block.0, "a rotten journal block was overwritten since; left out");
+                        if current {
+                            tracing::error!(volume = %self.id(), block = block.0,
+                                "a block of the journal is lost: reading it is an error until the guest writes it again");
+                            lost += 1;
+                        } else {
+                            tracing::warn!(volume = %self.id(), block = block.0, "a rotten journal block was overwritten since");
+                        }
+                        // Overwritten or not: whoever goes back to this moment must not find what stood there before it.
+                        let op = TlogOp::Reference { location: Location::LOST, fingerprint: Fingerprint([0; 32]) };
+                        tlog.push(TlogEntry { block, op, time: entry.time(container.opened), after_sync: entry.after_sync() });
                         continue;
                     }
                     let fingerprint = fingerprint(&object[at..at + size]);
@@ -106,7 +127,7 @@ impl Volume {
             sco::seal(&identity, &kept, &mut object);
             Bytes::from(object)
         });
-        Ok(Sealed { tlog, object, data_blocks, reference_blocks: references })
+        Ok(Sealed { tlog, object, data_blocks, reference_blocks: references, lost_blocks: lost })
     }
 }
 

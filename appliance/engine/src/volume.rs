@@ -46,6 +46,7 @@ pub(crate) struct Counters {
     pub(crate) stored_objects: AtomicU64,
     pub(crate) data_blocks: AtomicU64,
     pub(crate) reference_blocks: AtomicU64,
+    pub(crate) lost_blocks: AtomicU64,
     pub(crate) zero_blocks: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
     pub(crate) store_failures: AtomicU64,

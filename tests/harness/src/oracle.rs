@@ -94,6 +94,9 @@ pub enum Violation {
         /// Which did not.
         absent: OpId,
     },
+    /// Seen by a read while the writer ran, before the crash.
+    #[error("read while running, {0}")]
+    Running(Box<Self>),
     /// A block is neither old nor new.
     #[error("block at sector {}: operation {} is there in part", block.0, op.0)]
     Torn {

@@ -194,7 +194,7 @@ impl StampedWriter {
             Some(Flying::Read { start, sectors, issued }) => {
                 let bytes = sectors.bytes() as usize;
                 let found = self.oracle.check_read(start, &queue.buffer(slot)[..bytes], issued);
-                self.violations.extend(found);
+                self.violations.extend(found.into_iter().map(|violation| Violation::Running(Box::new(violation))));
                 self.violations.truncate(100);
             }
             None => {}
