@@ -66,7 +66,7 @@ impl ScoEntry {
 pub(crate) struct BlockPlace {
     segment: u16,
     pub(crate) page: u32,
-    pub(crate) crc: u32,
+    pub(crate) sum: u32,
 }
 
 /// A block in the journal, held there for as long as this lives.
@@ -74,7 +74,7 @@ pub(crate) struct BlockPlace {
 pub(crate) struct JournalBlock {
     pub(crate) segment: Arc<SegmentUse>,
     pub(crate) page: u32,
-    pub(crate) crc: u32,
+    pub(crate) sum: u32,
 }
 
 impl JournalBlock {
@@ -133,9 +133,9 @@ impl Inflight {
             self.segments.push(segment.clone());
         }
         let (kind, number) = match entry.op {
-            JournalOp::Data { crc, .. } => {
+            JournalOp::Data { sum, .. } => {
                 // A container spans at most as many segments as it has entries: 20,480.
-                self.blocks.push(BlockPlace { segment: (self.segments.len() - 1) as u16, page, crc });
+                self.blocks.push(BlockPlace { segment: (self.segments.len() - 1) as u16, page, sum });
                 (KIND_DATA, u32::from(entry.location.index))
             }
             JournalOp::Zero { count } => (KIND_ZERO, count),
@@ -150,7 +150,7 @@ impl Inflight {
     pub(crate) fn block(&self, index: u16) -> Option<JournalBlock> {
         let place = self.blocks.get(usize::from(index))?;
         let segment = self.segments.get(usize::from(place.segment))?.clone();
-        Some(JournalBlock { segment, page: place.page, crc: place.crc })
+        Some(JournalBlock { segment, page: place.page, sum: place.sum })
     }
 
     /// The oldest use of a segment that this holds.

@@ -21,9 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lamina_contract::{Disk, DiskFile};
-use lamina_formats::crc32c;
 use lamina_formats::journal::{
-    BatchHeader, JournalEntry, JournalOp, PAGE, SegmentHeader, claimed_header_pages, decode_batch, encode_batch, header_pages,
+    BatchHeader, JournalEntry, JournalOp, PAGE, SegmentHeader, block_sum, claimed_header_pages, decode_batch, encode_batch,
+    header_pages,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -287,7 +287,7 @@ impl Journal {
             let segment = &used[number];
             let first_page = page + header_pages(entries.len()) as u32;
             // Data below the watermark was under an fdatasync; its blocks are checked when they are read.
-            if header.sequence > durable && !data_is_intact(segment, first_page, &entries, &mut data)? {
+            if header.sequence > durable && !data_is_intact(self.id, segment, first_page, &entries, &mut data)? {
                 break;
             }
             (intact, keep) = (header.sequence, number + 1);
@@ -363,6 +363,16 @@ impl Journal {
         let end = at + ((pages + data_pages(&entries)) * PAGE) as u64;
         let ours = header.journal == self.id && header.segment == reader.segment.sequence;
         Ok((ours && end <= self.segment_bytes).then_some((header, entries)))
+    }
+
+    /// Its identity, random when it was made.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The checksum that an entry of this journal gives a block.
+    pub(crate) fn block_sum(&self, block: &[u8]) -> u32 {
+        block_sum(self.id, block)
     }
 
     /// Takes the right to append.
@@ -702,6 +712,7 @@ fn data_pages(entries: &[JournalEntry]) -> usize {
 }
 
 fn data_is_intact(
+    journal: u64,
     segment: &SegmentUse,
     first_page: u32,
     entries: &[JournalEntry],
@@ -711,10 +722,10 @@ fn data_is_intact(
     segment.file.read_at(u64::from(first_page) * PAGE as u64, data).map_err(failed(READING))?;
     let mut rest = data.as_slice();
     let intact = entries.iter().all(|entry| match entry.op {
-        JournalOp::Data { crc, pages } => {
+        JournalOp::Data { sum, pages } => {
             let (block, behind) = rest.split_at(usize::from(pages) * PAGE);
             rest = behind;
-            crc32c(block) == crc
+            block_sum(journal, block) == sum
         }
         JournalOp::Zero { .. } | JournalOp::Trim { .. } => true,
     });

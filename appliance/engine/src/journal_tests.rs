@@ -4,7 +4,6 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use lamina_contract::{BlockAddress, Disk, Location, ScoNumber, Timestamp, VolumeId};
-use lamina_formats::crc32c;
 use lamina_formats::journal::{JournalEntry, JournalOp, PAGE};
 use lamina_stores::MemoryDisk;
 
@@ -33,7 +32,7 @@ fn append(journal: &Journal, block: u64, fill: u8) -> Result<Arc<SegmentUse>, Jo
         volume: VolumeId(1),
         block: BlockAddress(block),
         location: Location { ancestor: 0, sco: ScoNumber(1), index: 0 },
-        op: JournalOp::Data { crc: crc32c(&data), pages: 1 },
+        op: JournalOp::Data { sum: journal.block_sum(&data), pages: 1 },
         after_sync: false,
     };
     let mut append = journal.lock();

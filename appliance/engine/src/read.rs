@@ -2,7 +2,7 @@
 //!
 //! What is in memory or in the system's page cache is answered in the queue's thread; a read that must wait for the SSD is finished by
 //! the thread that completes it; one that must wait for the store, or for a map page, goes on in a task of its own.
-//! Nothing reaches the guest before its check: CRC of the journal's entry, or the cache's CRC over fingerprint and data, or the
+//! Nothing reaches the guest before its check: checksum of the journal's entry, or the cache's CRC over fingerprint and data, or the
 //! fingerprint itself.
 
 use std::cell::RefCell;
@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use lamina_contract::{BlockAddress, Fingerprint, IoError, Location, Request, ScoNumber, VolumeId};
-use lamina_formats::crc32c;
 use tokio::sync::oneshot;
 
 use crate::cache::CacheRead;
@@ -147,7 +146,7 @@ impl Volume {
     }
 
     fn check_journal(&self, block: &JournalBlock, bytes: &[u8]) -> Result<(), IoError> {
-        if crc32c(bytes) == block.crc {
+        if self.core.journal.block_sum(bytes) == block.sum {
             return Ok(());
         }
         tracing::error!(volume = %self.id(), page = block.page, "a block in the journal does not match its checksum");

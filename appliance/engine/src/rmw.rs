@@ -141,7 +141,7 @@ impl Volume {
                 let (from, to) = (start.max(block_start), end.min(block_start + size.sectors()));
                 let inside = ((from - block_start) * SECTOR_BYTES) as usize..((to - block_start) * SECTOR_BYTES) as usize;
                 let at = ((from - start) * SECTOR_BYTES) as usize;
-                staging.add_block(BlockAddress(block), size.bytes(), |new| {
+                staging.add_block(self.core.journal.id(), BlockAddress(block), size.bytes(), |new| {
                     if let Some(old) = edges.get(&block) {
                         new.copy_from_slice(old);
                     }

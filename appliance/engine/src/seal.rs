@@ -72,9 +72,9 @@ impl Volume {
                 EntryOp::Data { index } => {
                     let location = container.location(index);
                     let at = usize::from(index) * size;
-                    let crc = crc32c(&object[at..at + size]);
-                    let expected = container.block(index).map(|b| b.crc);
-                    if !intact.get(usize::from(index)).copied().unwrap_or(false) || expected != Some(crc) {
+                    let found = self.core.journal.block_sum(&object[at..at + size]);
+                    let expected = container.block(index).map(|b| b.sum);
+                    if !intact.get(usize::from(index)).copied().unwrap_or(false) || expected != Some(found) {
                         let current = self.layers.read().is_current(block, location);
                         if current && damage == Damage::Refuse {
                             return Err(JournalDamage { block });
@@ -100,6 +100,7 @@ impl Volume {
                         TlogOp::Reference { location, fingerprint }
                     } else {
                         own.insert(fingerprint, location);
+                        let crc = crc32c(&object[at..at + size]);
                         let to = kept.len() * size;
                         if to != at {
                             object.copy_within(at..at + size, to);

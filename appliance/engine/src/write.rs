@@ -1,7 +1,7 @@
 //! The write path: guest memory → staging (the one copy) → journal batch → map layers → answer.
 //!
 //! ```text
-//! stage: copy out, CRC, zero check        (no lock)
+//! stage: copy out, checksum, zero check        (no lock)
 //! accept: ranges free? room? → assign locations → journal write → publish      (append lock)
 //! answer, or for FUA: wait for a sync
 //! ```
@@ -13,8 +13,7 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
 use lamina_contract::{BlockAddress, IoError, Location, Op, Request};
-use lamina_formats::crc32c;
-use lamina_formats::journal::{JournalEntry, JournalOp, PAGE, header_pages};
+use lamina_formats::journal::{JournalEntry, JournalOp, PAGE, block_sum, header_pages};
 
 use crate::failpoint;
 use crate::journal::{Append, JournalError};
@@ -80,9 +79,10 @@ impl Staging {
         self.ops.clear();
     }
 
-    /// Adds a block whose bytes `fill` writes.
+    /// Adds a block whose bytes `fill` writes, for the journal with this identity.
     pub(crate) fn add_block(
         &mut self,
+        journal: u64,
         block: BlockAddress,
         bytes: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<(), IoError>,
@@ -98,7 +98,7 @@ impl Staging {
             self.add_zeros(block, 1, true);
         } else {
             // A block has 1 to 16 pages.
-            let op = JournalOp::Data { crc: crc32c(&self.data[at..]), pages: (bytes / PAGE) as u16 };
+            let op = JournalOp::Data { sum: block_sum(journal, &self.data[at..]), pages: (bytes / PAGE) as u16 };
             self.ops.push(Staged { block, op });
         }
         Ok(())
@@ -164,7 +164,7 @@ impl Volume {
                 for n in 0..count {
                     let at = n as usize * size.bytes();
                     let fill = |to: &mut [u8]| request.transfer.copy_out(at, to);
-                    if let Err(error) = staging.add_block(BlockAddress(first.0 + n), size.bytes(), fill) {
+                    if let Err(error) = staging.add_block(self.core.journal.id(), BlockAddress(first.0 + n), size.bytes(), fill) {
                         // What was staged of it may have merged with a zero range before it: forget the whole tail.
                         staging.data.truncate(data);
                         staging.ops.truncate(ops);
@@ -194,7 +194,7 @@ impl Volume {
         for n in 0..count {
             let at = n as usize * size.bytes();
             let fill = |to: &mut [u8]| request.transfer.copy_out(at, to);
-            if let Err(error) = staging.add_block(BlockAddress(first.0 + n), size.bytes(), fill) {
+            if let Err(error) = staging.add_block(self.core.journal.id(), BlockAddress(first.0 + n), size.bytes(), fill) {
                 staging.clear();
                 return request.transfer.answer(Err(error));
             }
@@ -374,7 +374,7 @@ mod tests {
         let mut staging = Staging::default();
         for block in [5, 6, 8] {
             staging
-                .add_block(BlockAddress(block), 4096, |to| {
+                .add_block(7, BlockAddress(block), 4096, |to| {
                     to.fill(0);
                     Ok(())
                 })
@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn a_block_whose_memory_faults_leaves_nothing_staged() {
         let mut staging = Staging::default();
-        assert_eq!(staging.add_block(BlockAddress(1), 4096, |_| Err(IoError::GuestMemory)), Err(IoError::GuestMemory));
+        assert_eq!(staging.add_block(7, BlockAddress(1), 4096, |_| Err(IoError::GuestMemory)), Err(IoError::GuestMemory));
         assert!(staging.data.is_empty() && staging.ops.is_empty());
     }
 

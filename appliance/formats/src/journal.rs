@@ -127,7 +127,7 @@ struct RawEntry {
     volume: U64,
     block: U64,
     location: U64,
-    crc: U32,
+    sum: U32,
     count: U32,
     kind: u8,
     flags: u8,
@@ -136,13 +136,24 @@ struct RawEntry {
 }
 const _: () = assert!(size_of::<RawEntry>() == 40);
 
+/// The checksum of a block in the journal with the identity `journal`: XXH3-64 with that as its seed, the low 32 bits.
+///
+/// Not a CRC: segments are used again, so a torn batch leaves a guest's older block where a newer one should be, and data that ends in
+/// its own CRC-32C, as file systems and databases write it, has one and the same CRC-32C whatever it says. The seed is random for each
+/// journal: a guest cannot aim at a sum.
+#[must_use]
+pub fn block_sum(journal: u64, block: &[u8]) -> u32 {
+    // The low half is as good as the whole.
+    twox_hash::XxHash3_64::oneshot_with_seed(journal, block) as u32
+}
+
 /// What an entry does to its volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JournalOp {
     /// A block's bytes follow in the batch.
     Data {
-        /// CRC-32C of the block.
-        crc: u32,
+        /// [`block_sum`] of the block.
+        sum: u32,
         /// Its length in pages of 4 KiB: 1 to 16.
         pages: u16,
     },
@@ -206,8 +217,8 @@ pub fn encode_batch(header: &BatchHeader, entries: &[JournalEntry], out: &mut Ve
     let mut data_pages = 0_u32;
     out.resize(start + size_of::<RawBatch>(), 0);
     for entry in entries {
-        let (kind, crc, count, pages) = match entry.op {
-            JournalOp::Data { crc, pages } => (1, crc, 1, pages),
+        let (kind, sum, count, pages) = match entry.op {
+            JournalOp::Data { sum, pages } => (1, sum, 1, pages),
             JournalOp::Zero { count } => (2, 0, count, 0),
             JournalOp::Trim { count } => (3, 0, count, 0),
         };
@@ -216,7 +227,7 @@ pub fn encode_batch(header: &BatchHeader, entries: &[JournalEntry], out: &mut Ve
             volume: entry.volume.0.into(),
             block: entry.block.0.into(),
             location: entry.location.to_bits().into(),
-            crc: crc.into(),
+            sum: sum.into(),
             count: count.into(),
             kind,
             flags: if entry.after_sync { FLAG_AFTER_SYNC } else { 0 },
@@ -295,7 +306,7 @@ pub fn decode_batch(pages: &[u8]) -> Result<(BatchHeader, Vec<JournalEntry>), Fo
         let raw = RawEntry::read_from_bytes(chunk).map_err(|_| field("entry"))?;
         let (count, pages) = (raw.count.get(), raw.pages.get());
         let op = match raw.kind {
-            1 if count == 1 && (1..=16).contains(&pages) => JournalOp::Data { crc: raw.crc.get(), pages },
+            1 if count == 1 && (1..=16).contains(&pages) => JournalOp::Data { sum: raw.sum.get(), pages },
             2 if pages == 0 => JournalOp::Zero { count },
             3 if pages == 0 => JournalOp::Trim { count },
             _ => return Err(field("kind")),
@@ -336,7 +347,7 @@ mod tests {
                 volume: VolumeId(9),
                 block: BlockAddress(n as u64),
                 location: Location { ancestor: 0, sco: ScoNumber(5), index: n as u16 },
-                op: if n % 3 == 0 { JournalOp::Trim { count: 7 } } else { JournalOp::Data { crc: 1, pages: 2 } },
+                op: if n % 3 == 0 { JournalOp::Trim { count: 7 } } else { JournalOp::Data { sum: 1, pages: 2 } },
                 after_sync: n % 2 == 0,
             })
             .collect();

@@ -38,7 +38,7 @@ fn batch() -> (BatchHeader, Vec<JournalEntry>) {
         after_sync,
     };
     let entries = vec![
-        entry(5, 3, JournalOp::Data { crc: 0xdead_beef, pages: 16 }, true),
+        entry(5, 3, JournalOp::Data { sum: 0xdead_beef, pages: 16 }, true),
         entry(1 << 40, 4, JournalOp::Zero { count: 9 }, false),
         entry(0, 4, JournalOp::Trim { count: u32::MAX }, false),
     ];
@@ -119,7 +119,7 @@ proptest! {
                 block: BlockAddress(*block),
                 location: Location::from_bits(block.rotate_left(7)),
                 op: match kind {
-                    0 => JournalOp::Data { crc: *number, pages: *pages },
+                    0 => JournalOp::Data { sum: *number, pages: *pages },
                     1 => JournalOp::Zero { count: *number },
                     _ => JournalOp::Trim { count: *number },
                 },
