@@ -135,6 +135,11 @@ fn volumes(states: &States<'_>) -> Vec<Degradation> {
         let detail = format!("volume '{}' is halted: another writer owns it, or the journal failed", volume.spec.name);
         entry("volume-halted", detail, "its guest sees I/O errors".to_owned())
     });
+    let lost = states.volumes.iter().filter(|volume| volume.lost_blocks > 0).map(|volume| {
+        let detail =
+            format!("the journal's SSD lost {} blocks of volume '{}'; the log names them", volume.lost_blocks, volume.spec.name);
+        entry("blocks-lost", detail, "reading them is an I/O error until the guest writes them again; replace the SSD".to_owned())
+    });
     let unopened = states.unopened.iter().map(|volume| {
         let detail = format!("volume '{}' could not be opened: {}", volume.record.spec.name, volume.error);
         entry(
@@ -146,7 +151,7 @@ fn volumes(states: &States<'_>) -> Vec<Degradation> {
     let unserved = states.unserved.iter().map(|name| {
         entry("volume-unserved", format!("the socket of volume '{name}' could not be made"), "it is not served".to_owned())
     });
-    halted.chain(unopened).chain(unserved).collect()
+    halted.chain(lost).chain(unopened).chain(unserved).collect()
 }
 
 fn entry(what: &str, detail: String, risk: String) -> Degradation {

@@ -160,7 +160,7 @@ fn targets(page: &mut Page, served: &Served) {
 type Sample<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
 
 fn volumes(page: &mut Page, volumes: &[VolumeStatus]) {
-    let samples: [Sample<VolumeStatus>; 13] = [
+    let samples: [Sample<VolumeStatus>; 14] = [
         ("lamina_volume_size_bytes", "gauge", "Capacity.", |v| v.spec.size_bytes),
         ("lamina_volume_halted", "gauge", "1 when it answers I/O errors.", |v| u64::from(v.state == VolumeState::Halted)),
         ("lamina_volume_unstored_bytes", "gauge", "Bytes that only the journal holds.", |v| v.unstored_bytes),
@@ -174,6 +174,7 @@ fn volumes(page: &mut Page, volumes: &[VolumeStatus]) {
         ("lamina_volume_stored_bytes_total", "counter", "Bytes of containers stored.", |v| v.sco_bytes),
         ("lamina_volume_data_blocks_total", "counter", "Blocks stored as data.", |v| v.data_blocks),
         ("lamina_volume_reference_blocks_total", "counter", "Blocks stored as references.", |v| v.reference_blocks),
+        ("lamina_volume_lost_blocks_total", "counter", "Blocks that the journal lost before they were stored.", |v| v.lost_blocks),
     ];
     for (name, kind, help, value) in samples {
         page.family(name, kind, help);

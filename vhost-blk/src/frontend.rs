@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use lamina_contract::answers::Announce;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -209,6 +210,8 @@ impl Frontend {
             completions.revoke_reads(true);
         }
         if completions.outstanding() == Outstanding::None {
+            // Who answered last may announce it later, with others: the front end takes its descriptor away as soon as it hears from us.
+            completions.announce();
             return Ok(());
         }
         // The front end is gone (or the server stops) and writes are still out: put it back, so that the end of the

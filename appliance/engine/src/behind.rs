@@ -171,6 +171,13 @@ impl Volume {
         if std::mem::replace(&mut state.running, true) {
             // A run that was dropped took stored containers with it.
             self.give_up_uploads(&mut state).await;
+            let oldest = self.layers.read().closed.front().map(|container| container.number);
+            if oldest.is_some_and(|number| number <= state.manifest.last_sco) {
+                tracing::error!(volume = %self.id(), "the store side ended between a decision and its consequences; the volume is halted");
+                self.halt();
+                state.running = false;
+                return Ok(());
+            }
         }
         let result = self.store_uploads(&mut state, go_on).await;
         state.running = false;
@@ -204,6 +211,13 @@ impl Volume {
         self.checkpoint_if_due(state).await
     }
 
+    /// Gives back what a volume that stores nothing any more holds of the node's memory, unless somebody is at it.
+    pub(crate) fn let_uploads_go(&self) {
+        if let Ok(mut state) = self.behind.state.try_lock() {
+            state.uploads.clear();
+        }
+    }
+
     /// Begins again behind what is committed. Waits for puts under way: the same keys are put again later.
     async fn give_up_uploads(&self, state: &mut State) {
         while let Some(upload) = state.uploads.front_mut() {
@@ -212,6 +226,8 @@ impl Volume {
             state.uploads.pop_front();
         }
         state.sealed_through = state.manifest.last_sco;
+        // Sealed again, a container may leave a block out that it held the first time: nothing may refer to that.
+        self.core.lineage.forget(self.id());
     }
 
     /// Sends the next closed container off; false when there is none, or no memory for it now.
@@ -304,11 +320,11 @@ impl Volume {
             freed += stored.container.journal_bytes;
             layers.commit(&stored.container, &stored.sealed.tlog);
         }
+        self.core.throttle.stored(freed);
         self.count_stored(&batch);
         self.fill_cache(&batch);
         drop(batch);
         self.core.journal.reclaim(&mut self.core.journal.lock());
-        self.core.throttle.stored(freed);
         self.core.parked.notify_one();
         Ok(())
     }

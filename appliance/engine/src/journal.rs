@@ -7,7 +7,7 @@
 //! - A batch counts as accepted once its `write_at` returned (survives the process); it is durable once a sync that began
 //!   afterwards returned. Appends are serialised, so batches are accepted in the order of their sequence.
 //! - A segment is held by the SCOs whose blocks it carries ([`SegmentUse`] is shared with them). It is put to new use when
-//!   nobody holds it any more, oldest first, so live segments are always one unbroken run.
+//!   nobody holds it any more; the oldest is let go first, so live segments are always one unbroken run.
 //! - Recovery walks batches in order to the first that does not verify. It appends to a fresh segment whose header says from which
 //!   batch on it holds the truth: left-overs of the same or higher sequence in older segments are dead from then on.
 //! - A failed write or sync fails the journal for good: nothing is retried, nothing more is accepted.
@@ -150,6 +150,12 @@ struct PageCacheTail {
 impl PageCacheTail {
     /// These bytes are durable now. What is not among the newest any more is dropped.
     fn push(&mut self, file: Arc<dyn DiskFile>, offset: u64, len: u64) {
+        // A segment that came round again: what is queued of its last use must not drop pages of this one.
+        let stale = |(other, at, bytes): &(Arc<dyn DiskFile>, u64, u64)| {
+            Arc::ptr_eq(other, &file) && *at < offset + len && offset < at + bytes
+        };
+        self.bytes -= self.ranges.iter().filter(|range| stale(range)).map(|(_, _, bytes)| bytes).sum::<u64>();
+        self.ranges.retain(|range| !stale(range));
         self.bytes += len;
         self.ranges.push_back((file, offset, len));
         while self.bytes > CACHED_BYTES
@@ -171,7 +177,10 @@ struct FreeSegment {
 /// The right to append; there is one.
 pub(crate) struct Append {
     live: VecDeque<Arc<SegmentUse>>,
+    /// In the order of their next use.
     free: VecDeque<FreeSegment>,
+    /// How many of `free`, from its front on, were let go since the newest segment was begun.
+    freed_since: usize,
     /// Next page to write in `live.back()`; `u32::MAX` when there is none.
     page: u32,
     next_batch: u64,
@@ -228,6 +237,7 @@ impl Journal {
             append: Mutex::new(Append {
                 live: VecDeque::new(),
                 free: walk.free,
+                freed_since: 0,
                 page: u32::MAX,
                 next_batch: 1,
                 next_segment: walk.next_segment,
@@ -393,6 +403,7 @@ impl Journal {
         }
         self.reclaim(append);
         let next = append.free.pop_front().ok_or(JournalError::Full)?;
+        append.freed_since = 0;
         let header = SegmentHeader {
             journal: self.id,
             sequence: append.next_segment,
@@ -514,7 +525,10 @@ impl Journal {
                 break;
             }
             if let Some(Ok(segment)) = append.live.pop_front().map(Arc::try_unwrap) {
-                append.free.push_front(FreeSegment { slot: segment.slot, sequence: segment.sequence, file: segment.file });
+                // The oldest of them first: were the header begun next to rot, what is left of the older uses is an unbroken run still.
+                let place = append.freed_since;
+                append.free.insert(place, FreeSegment { slot: segment.slot, sequence: segment.sequence, file: segment.file });
+                append.freed_since += 1;
             }
         }
         self.account(append);

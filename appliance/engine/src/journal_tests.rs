@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use lamina_contract::{BlockAddress, Disk, Location, ScoNumber, Timestamp, VolumeId};
-use lamina_formats::journal::{JournalEntry, JournalOp, PAGE};
+use lamina_formats::journal::{JournalEntry, JournalOp, PAGE, SegmentHeader};
 use lamina_stores::MemoryDisk;
 
 use super::{Journal, JournalConfig, JournalError, SegmentUse};
@@ -179,11 +179,38 @@ fn rot_in_a_segment_that_nobody_needs_costs_nothing_that_is_live() {
         append(&journal, block, 9).expect("append");
     }
     drop(journal);
-    let file = disk.open("journal-00000.seg").expect("segment");
+    let file = disk.open("journal-00001.seg").expect("segment");
     file.write_at((1 + 2 * 3) * PAGE as u64, &[IoSlice::new(b"rot")]).expect("damage a header");
     let (journal, replayed, _) = open(&disk);
     assert_eq!(replayed, (1022..1700).collect::<Vec<_>>());
     assert!(!journal.is_damaged());
+}
+
+#[test]
+fn rot_in_the_newest_header_costs_nothing_either() {
+    let disk = disk();
+    let (journal, ..) = open(&disk);
+    let held = append(&journal, 0, 9).expect("append");
+    for block in 1..1533 {
+        append(&journal, block, 9).expect("append");
+    }
+    // Two segments are let go at once, and one of them is begun again.
+    drop(held);
+    for block in 1533..1700 {
+        append(&journal, block, 9).expect("append");
+    }
+    drop(journal);
+    let newest = (0..4).max_by_key(|slot| {
+        let file = disk.open(&format!("journal-{slot:05}.seg")).expect("segment");
+        let mut page = vec![0; PAGE];
+        file.read_at(0, &mut page).expect("a header");
+        SegmentHeader::decode(&page).map_or(0, |header| header.sequence)
+    });
+    let file = disk.open(&format!("journal-{:05}.seg", newest.expect("a slot"))).expect("segment");
+    file.write_at(0, &[IoSlice::new(b"rot")]).expect("damage the header");
+    let (_, replayed, _) = open(&disk);
+    let needed = (1022..1700).collect::<Vec<_>>();
+    assert!(replayed.ends_with(&needed), "replayed {:?} to {:?}", replayed.first(), replayed.last());
 }
 
 #[test]

@@ -596,7 +596,11 @@ async fn feed_store(node: Weak<Node>, core: Arc<Core>) {
         for volume in node.volumes() {
             volume.close_aged(core.config.store_lag_ms);
             volume.close_pinning();
-            if volume.is_halted() || !volume.wants_store() {
+            if volume.is_halted() {
+                volume.let_uploads_go();
+                continue;
+            }
+            if !volume.wants_store() {
                 continue;
             }
             let Some(running) = Running::begin(&volume) else { continue };

@@ -59,6 +59,8 @@ pub struct VolumeStatus {
     pub reference_blocks: u64,
     /// Zero and trim entries stored.
     pub zero_entries: u64,
+    /// Blocks that the journal lost before they were stored, since the start.
+    pub lost_blocks: u64,
     /// Map checkpoints.
     pub checkpoints: u64,
     /// Objects that the store refused, counting each try.
@@ -133,6 +135,7 @@ impl Volume {
             data_blocks: get(&c.data_blocks),
             reference_blocks: get(&c.reference_blocks),
             zero_entries: get(&c.zero_blocks),
+            lost_blocks: get(&c.lost_blocks),
             checkpoints: get(&c.checkpoints),
             store_failures: get(&c.store_failures),
         }

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use lamina_contract::answers::together;
 use lamina_contract::{
     BlockDevice, BlockSize, DeviceGeometry, Epoch, IoError, Op, Ownership, Request, SectorCount, VolumeId, VolumeSpec,
 };
@@ -205,7 +204,7 @@ impl Volume {
             }
         }
         if let Some(this) = self.this.upgrade() {
-            together(|| this.change(&mut batch));
+            this.change(&mut batch);
         }
         !self.parked.lock().is_empty()
     }

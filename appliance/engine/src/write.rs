@@ -12,6 +12,7 @@ use std::cell::RefCell;
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
+use lamina_contract::answers::together;
 use lamina_contract::{BlockAddress, IoError, Location, Op, Request};
 use lamina_formats::journal::{JournalEntry, JournalOp, PAGE, block_sum, header_pages};
 
@@ -218,12 +219,14 @@ impl Volume {
         }
         let accepted = self.accept(staging);
         staging.clear();
-        for request in staging.requests.drain(..) {
-            match accepted {
-                Accepted::Yes(sequence) => self.acknowledge(request, sequence),
-                other => self.defer(other, request),
+        together(|| {
+            for request in staging.requests.drain(..) {
+                match accepted {
+                    Accepted::Yes(sequence) => self.acknowledge(request, sequence),
+                    other => self.defer(other, request),
+                }
             }
-        }
+        });
     }
 
     /// A change that is accepted as part of batch `sequence` is answered: at once, or with FUA once that is durable.
