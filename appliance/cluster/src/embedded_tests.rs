@@ -213,3 +213,14 @@ fn a_registry_that_another_process_has_is_refused() {
     assert!(EmbeddedCoordination::open(dir.path()).is_err());
     assert!(!dir.path().join("registry.damaged-1").exists(), "a lock is not damage");
 }
+
+#[test]
+fn a_registry_opens_however_shortly_it_was_closed_before() {
+    for round in 0..100 {
+        let dir = tempfile::tempdir().expect("a directory");
+        for time in 0..3 {
+            let opened = EmbeddedCoordination::open(dir.path());
+            assert!(opened.is_ok(), "round {round}, time {time}: {:?}", opened.err());
+        }
+    }
+}

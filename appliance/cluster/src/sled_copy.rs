@@ -5,8 +5,10 @@
 //! digest match the head. Because it may panic on damaged files, every call is fenced by `catch_unwind`.
 
 use std::fs;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use lamina_contract::VolumeRecord;
 use serde::{Deserialize, Serialize};
@@ -36,6 +38,16 @@ struct Head {
     digest: u64,
 }
 
+/// sled's own threads hold its lock for a moment after the last handle is dropped: a database that was just closed, or whose process
+/// was just killed, opens after a few tries. Another daemon on the same state was told so before anything is opened.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+/// Whether somebody holds the database; sled says it in words only.
+fn is_locked(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.to_string().starts_with("could not acquire lock")
+}
+
 /// An open database.
 pub(crate) struct SledCopy {
     db: sled::Db,
@@ -44,15 +56,24 @@ pub(crate) struct SledCopy {
 impl SledCopy {
     /// Opens the database at `path`, or makes an empty one.
     pub(crate) fn open(path: &Path) -> Result<Self, CopyError> {
-        let db = fenced(|| {
-            Ok(sled::Config::default()
-                .path(path)
-                .cache_capacity(CACHE_BYTES)
-                .mode(sled::Mode::LowSpace)
-                // Each decision flushes for itself; a timer would only wake an idle daemon.
-                .flush_every_ms(None)
-                .open()?)
-        })?;
+        let until = Instant::now() + LOCK_PATIENCE;
+        let db = loop {
+            let opened = fenced(|| {
+                Ok(sled::Config::default()
+                    .path(path)
+                    .cache_capacity(CACHE_BYTES)
+                    .mode(sled::Mode::LowSpace)
+                    // Each decision flushes for itself; a timer would only wake an idle daemon.
+                    .flush_every_ms(None)
+                    .open()?)
+            });
+            match opened {
+                Err(CopyError::Sled(sled::Error::Io(error))) if is_locked(&error) && Instant::now() < until => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                opened => break opened?,
+            }
+        };
         // sled makes its own files durable, not their names.
         sync_dir(path)?;
         Ok(Self { db })
