@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A segment is about to be put to use.
 pub const JOURNAL_SEGMENT: &str = "journal-segment";
+/// The next segment's header is written and not durable.
+pub const JOURNAL_PREPARE: &str = "journal-prepare";
 /// A batch is about to be written.
 pub const JOURNAL_BEFORE_WRITE: &str = "journal-before-write";
 /// A batch is written, nobody was told.
@@ -36,8 +38,9 @@ pub const CREATE_AFTER_REGISTER: &str = "create-after-register";
 pub const DELETE_AFTER_MARK: &str = "delete-after-mark";
 
 /// All of them, for `laminad --list-failpoints`.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 15] = [
     JOURNAL_SEGMENT,
+    JOURNAL_PREPARE,
     JOURNAL_BEFORE_WRITE,
     JOURNAL_AFTER_WRITE,
     JOURNAL_BEFORE_SYNC,

@@ -8,6 +8,8 @@
 //!   afterwards returned. Appends are serialised, so batches are accepted in the order of their sequence.
 //! - A segment is held by the SCOs whose blocks it carries ([`SegmentUse`] is shared with them). It is put to new use when
 //!   nobody holds it any more; the oldest is let go first, so live segments are always one unbroken run.
+//! - The header of the next segment is made durable beforehand, in the background ([`Journal::prepare`]): an append that turns to it waits
+//!   for nothing. It is not written again when the first batch is known: power lost in the middle of that could take what it says.
 //! - Recovery walks batches in order to the first that does not verify. It appends to a fresh segment whose header says from which
 //!   batch on it holds the truth: left-overs of the same or higher sequence in older segments are dead from then on.
 //! - A failed write or sync fails the journal for good: nothing is retried, nothing more is accepted.
@@ -25,7 +27,7 @@ use lamina_formats::journal::{
     BatchHeader, JournalEntry, JournalOp, PAGE, SegmentHeader, block_sum, claimed_header_pages, decode_batch, encode_batch,
     header_pages,
 };
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::failpoint;
 
@@ -46,7 +48,7 @@ const MIN_SEGMENT_BYTES: u64 = 4 << 20;
 /// Accepted bytes after which a sync is due although nobody flushes.
 const SYNC_BYTES: u64 = 16 << 20;
 /// Durable bytes that stay in the page cache: under light load containers are sealed from there.
-const CACHED_BYTES: u64 = 64 << 20;
+const CACHED_BYTES: u64 = 512 << 20;
 
 /// Why the journal could not be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +130,8 @@ pub(crate) struct Journal {
     used_bytes: AtomicU64,
     written_bytes: AtomicU64,
     syncs: AtomicU64,
+    /// A segment is free and none is prepared.
+    unprepared: AtomicBool,
     failed: AtomicBool,
     damaged: AtomicBool,
 }
@@ -167,6 +171,7 @@ impl PageCacheTail {
     }
 }
 
+#[derive(Clone)]
 struct FreeSegment {
     slot: u32,
     /// Its last use, which may still be dirty; 0 when there was none.
@@ -174,18 +179,53 @@ struct FreeSegment {
     file: Arc<dyn DiskFile>,
 }
 
+/// The next segment, while its header is made durable and after.
+struct Prepared {
+    next: FreeSegment,
+    sequence: u64,
+    /// Whether the header is durable, once that is known.
+    outcome: Mutex<Option<bool>>,
+    known: Condvar,
+}
+
+impl Prepared {
+    fn settle(&self, durable: bool) {
+        *self.outcome.lock() = Some(durable);
+        self.known.notify_all();
+    }
+
+    fn wait(&self) -> bool {
+        let mut outcome = self.outcome.lock();
+        while outcome.is_none() {
+            self.known.wait(&mut outcome);
+        }
+        *outcome == Some(true)
+    }
+}
+
 /// The right to append; there is one.
 pub(crate) struct Append {
     live: VecDeque<Arc<SegmentUse>>,
     /// In the order of their next use.
     free: VecDeque<FreeSegment>,
-    /// How many of `free`, from its front on, were let go since the newest segment was begun.
+    prepared: Option<Arc<Prepared>>,
+    /// How many of `free`, from its front on, were let go since one was taken from there.
     freed_since: usize,
     /// Next page to write in `live.back()`; `u32::MAX` when there is none.
     page: u32,
     next_batch: u64,
     next_segment: u64,
     header: Vec<u8>,
+}
+
+impl Append {
+    /// The segment to use next, and the number of that use.
+    fn take_free(&mut self) -> Option<(FreeSegment, u64)> {
+        let next = self.free.pop_front()?;
+        self.freed_since = 0;
+        self.next_segment += 1;
+        Some((next, self.next_segment - 1))
+    }
 }
 
 /// A batch that recovery accepted.
@@ -237,6 +277,7 @@ impl Journal {
             append: Mutex::new(Append {
                 live: VecDeque::new(),
                 free: walk.free,
+                prepared: None,
                 freed_since: 0,
                 page: u32::MAX,
                 next_batch: 1,
@@ -250,9 +291,14 @@ impl Journal {
             used_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
+            unprepared: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
         };
+        // What a header said that holds nothing was believed all the same: a power cut must not take it back.
+        for file in walk.believed {
+            file.sync_data().map_err(failed("making a prepared segment durable"))?;
+        }
         journal.recover(walk.used, &mut replay)?;
         Ok(journal)
     }
@@ -266,7 +312,7 @@ impl Journal {
             truth[i] = truth[i + 1].min(used[i + 1].first_batch);
         }
         let mut batches: Vec<Found> = Vec::new();
-        let mut durable = 0;
+        let mut seen = Seen { durable: 0, lowest: u64::MAX };
         // The batch that must come next; the oldest use that was found says which is the first. One whose batches are all lost is a
         // break too: what stands in later segments must not pass for the beginning.
         let mut next = None;
@@ -279,19 +325,22 @@ impl Journal {
             if segment.first_batch != expected || segment.first_batch >= truth[i] {
                 // A left-over of a tail that an earlier recovery gave up; or the run is broken, and what follows shows whether
                 // durable batches are missing.
-                if let Some((header, _)) = self.read_batch(&mut reader, 1)?
-                    && segment.first_batch < truth[i]
-                {
-                    durable = durable.max(header.durable_through);
+                if segment.first_batch < truth[i] {
+                    self.walk_segment(&mut reader, i, 0..0, &mut batches, &mut seen)?;
                 }
                 continue;
             }
-            self.walk_segment(&mut reader, i, expected..truth[i], &mut batches, &mut durable)?;
+            self.walk_segment(&mut reader, i, expected..truth[i], &mut batches, &mut seen)?;
             next = Some(batches.last().map_or(expected, |b| b.header.sequence + 1));
             // Its headers are known now, and its data is asked for much later.
             segment.file.drop_cached(0, self.segment_bytes);
         }
-        let (mut intact, mut keep) = (0, 0);
+        let durable = seen.durable;
+        // What came before the oldest use is not missing. Where nobody knows that use's first batch, it was the one before the first that is
+        // there, or an earlier one.
+        let first = used.first().map(|segment| segment.first_batch).filter(|first| *first > 0);
+        let first = first.unwrap_or(if seen.lowest == u64::MAX { 1 } else { seen.lowest.saturating_sub(1).max(1) });
+        let (mut intact, mut keep) = (first - 1, 0);
         let mut data = Vec::new();
         for Found { segment: number, page, header, entries } in batches {
             let segment = &used[number];
@@ -330,7 +379,7 @@ impl Journal {
         index: usize,
         range: std::ops::Range<u64>,
         batches: &mut Vec<Found>,
-        durable: &mut u64,
+        seen: &mut Seen,
     ) -> Result<(), JournalError> {
         let mut page = 1;
         let mut expected = range.start;
@@ -339,7 +388,7 @@ impl Journal {
             if header.sequence != expected {
                 break;
             }
-            *durable = (*durable).max(header.durable_through);
+            seen.note(&header);
             let pages = (header_pages(entries.len()) + data_pages(&entries)) as u32;
             batches.push(Found { segment: index, page, header, entries });
             page += pages;
@@ -348,7 +397,7 @@ impl Journal {
         // Nothing behind the first bad batch is used, but what it says was durable tells damage from the end of the journal.
         for page in page..(self.segment_bytes / PAGE as u64) as u32 {
             if let Some((header, _)) = self.read_batch(reader, page)? {
-                *durable = (*durable).max(header.durable_through);
+                seen.note(&header);
             }
         }
         Ok(())
@@ -401,35 +450,81 @@ impl Journal {
         if fits {
             return Ok(());
         }
-        self.reclaim(append);
-        let next = append.free.pop_front().ok_or(JournalError::Full)?;
-        append.freed_since = 0;
-        let header = SegmentHeader {
-            journal: self.id,
-            sequence: append.next_segment,
-            first_batch: append.next_batch,
-            bytes: self.segment_bytes,
-            // What nobody holds any more is stored and decided: its rot must not end a recovery's walk.
-            oldest: append.live.front().map_or(append.next_segment, |segment| segment.sequence),
-        };
         failpoint::hit(failpoint::JOURNAL_SEGMENT);
-        // Durable before any batch: else power loss may leave the old header over batches of both uses, a hole in the middle of
-        // the oldest use found, and recovery would stop there, before everything that is live.
-        let begun = next.file.write_at(0, &[IoSlice::new(&header.encode()[..])]).and_then(|()| next.file.sync_data());
-        if let Err(cause) = begun {
-            self.failed.store(true, Ordering::Release);
-            return Err(JournalError::Disk { doing: "writing a segment header", cause });
-        }
-        append.live.push_back(Arc::new(SegmentUse {
-            slot: next.slot,
-            sequence: append.next_segment,
-            first_batch: append.next_batch,
-            file: next.file,
-        }));
-        append.next_segment += 1;
+        let (next, sequence) = match append.prepared.take() {
+            Some(prepared) => {
+                if !prepared.wait() {
+                    return Err(JournalError::Failed);
+                }
+                (prepared.next.clone(), prepared.sequence)
+            }
+            None => {
+                self.reclaim(append);
+                let (next, sequence) = append.take_free().ok_or(JournalError::Full)?;
+                self.write_header(append, &next, sequence, append.next_batch)?;
+                self.sync_header(&next)?;
+                (next, sequence)
+            }
+        };
+        append.live.push_back(Arc::new(SegmentUse { slot: next.slot, sequence, first_batch: append.next_batch, file: next.file }));
         append.page = 1;
         self.account(append);
         Ok(())
+    }
+
+    /// Makes the header of the next segment durable unless that is done, so that no append has to wait for it.
+    pub(crate) fn prepare(&self) -> Result<(), JournalError> {
+        let prepared = {
+            let mut append = self.append.lock();
+            // The first segment after recovery says durably from which batch on it holds the truth: that is for `reserve`.
+            let begun = append.page != u32::MAX;
+            if !begun || append.prepared.is_some() || self.is_failed() {
+                return Ok(());
+            }
+            self.reclaim(&mut append);
+            let Some((next, sequence)) = append.take_free() else { return Ok(()) };
+            let prepared = Arc::new(Prepared { next, sequence, outcome: Mutex::new(None), known: Condvar::new() });
+            let written = self.write_header(&append, &prepared.next, sequence, 0);
+            append.prepared = Some(prepared.clone());
+            self.account(&append);
+            if let Err(error) = written {
+                prepared.settle(false);
+                return Err(error);
+            }
+            prepared
+        };
+        failpoint::hit(failpoint::JOURNAL_PREPARE);
+        let synced = self.sync_header(&prepared.next);
+        prepared.settle(synced.is_ok());
+        synced
+    }
+
+    /// Whether a segment should be prepared.
+    pub(crate) fn wants_segment(&self) -> bool {
+        self.unprepared.load(Ordering::Relaxed) && !self.is_failed()
+    }
+
+    fn write_header(&self, append: &Append, to: &FreeSegment, sequence: u64, first_batch: u64) -> Result<(), JournalError> {
+        let header = SegmentHeader {
+            journal: self.id,
+            sequence,
+            first_batch,
+            bytes: self.segment_bytes,
+            // What nobody holds any more is stored and decided: its rot must not end a recovery's walk.
+            oldest: append.live.front().map_or(sequence, |segment| segment.sequence),
+        };
+        to.file.write_at(0, &[IoSlice::new(&header.encode()[..])]).map_err(|cause| self.header_failed(cause))
+    }
+
+    /// Durable before any batch: else power loss may leave the old header over batches of both uses, a hole in the middle of
+    /// the oldest use found, and recovery would stop there, before everything that is live.
+    fn sync_header(&self, of: &FreeSegment) -> Result<(), JournalError> {
+        of.file.sync_data().map_err(|cause| self.header_failed(cause))
+    }
+
+    fn header_failed(&self, cause: io::Error) -> JournalError {
+        self.failed.store(true, Ordering::Release);
+        JournalError::Disk { doing: "writing a segment header", cause }
     }
 
     /// Appends one batch; `data` holds the blocks of the data entries in their order. [`Journal::reserve`] came before.
@@ -480,8 +575,10 @@ impl Journal {
             let append = self.append.lock();
             // Freed ones too: recovery walks from the oldest use that it finds, and a hole would end its walk before what is live.
             let freed = append.free.iter().filter(|s| s.sequence > 0).map(|s| (s.sequence, &s.file));
+            let prepared = append.prepared.iter().map(|p| &p.next).filter(|s| s.sequence > 0).map(|s| (s.sequence, &s.file));
             let live = append.live.iter().map(|s| (s.sequence, &s.file));
-            let mut dirty: Vec<_> = freed.chain(live).filter(|(n, _)| *n >= dirty_from).map(|(n, f)| (n, f.clone())).collect();
+            let mut dirty: Vec<_> =
+                freed.chain(prepared).chain(live).filter(|(n, _)| *n >= dirty_from).map(|(n, f)| (n, f.clone())).collect();
             // Oldest first: a durable batch never stands behind one that is not.
             dirty.sort_unstable_by_key(|(sequence, _)| *sequence);
             self.unsynced.store(0, Ordering::Relaxed);
@@ -537,6 +634,8 @@ impl Journal {
     fn account(&self, append: &Append) {
         let used = append.live.len() as u64 * self.segment_bytes;
         self.used_bytes.store(used, Ordering::Release);
+        let begun = append.page != u32::MAX;
+        self.unprepared.store(begun && append.prepared.is_none() && !append.free.is_empty(), Ordering::Relaxed);
     }
 
     /// The newest batch accepted.
@@ -582,6 +681,21 @@ impl Journal {
     /// Length of a segment in bytes.
     pub(crate) fn segment_bytes(&self) -> u64 {
         self.segment_bytes
+    }
+}
+
+/// What headers say that recovery comes by, whether their batches are used or not.
+struct Seen {
+    /// The newest batch that was durable.
+    durable: u64,
+    /// The lowest number of one that is there.
+    lowest: u64,
+}
+
+impl Seen {
+    fn note(&mut self, header: &BatchHeader) {
+        self.durable = self.durable.max(header.durable_through);
+        self.lowest = self.lowest.min(header.sequence);
     }
 }
 
@@ -635,6 +749,8 @@ struct Walk {
     id: u64,
     used: Vec<SegmentUse>,
     free: VecDeque<FreeSegment>,
+    /// Files whose headers hold nothing but had a say.
+    believed: Vec<Arc<dyn DiskFile>>,
     next_segment: u64,
 }
 
@@ -662,35 +778,49 @@ impl Walk {
         let next_segment = headers.last().map_or(1, |(header, _)| header.sequence + 1);
         let ours = headers.iter().filter(|(header, _)| header.journal == id);
         let oldest = ours.map(|(header, _)| header.oldest).max().unwrap_or(0);
-        let mut used = Vec::new();
+        let (mut used, mut believed) = (Vec::new(), Vec::new());
         for (header, segment) in headers {
-            if header.journal == id && header.sequence >= oldest {
-                used.push(SegmentUse {
-                    slot: segment.slot,
-                    sequence: header.sequence,
-                    first_batch: header.first_batch,
-                    file: segment.file,
-                });
+            if header.journal != id || header.sequence < oldest {
+                free.push_back(segment);
+                continue;
+            }
+            let first_batch = if header.first_batch == 0 { first_batch_in(&segment, &header)? } else { header.first_batch };
+            // A prepared one that holds nothing was never begun, or power or rot took what it held. In the middle the batches around it
+            // tell: they follow one another or not. At the front it was begun, or whoever came after would have said that nothing that old
+            // is needed: what follows must not pass for the beginning.
+            if first_batch > 0 || used.is_empty() {
+                used.push(SegmentUse { slot: segment.slot, sequence: header.sequence, first_batch, file: segment.file });
             } else {
+                believed.push(segment.file.clone());
                 free.push_back(segment);
             }
         }
-        Ok(Self { id, used, free, next_segment })
+        Ok(Self { id, used, free, believed, next_segment })
     }
+}
+
+/// The first batch of a use whose header was prepared and does not say; 0 when there is none.
+fn first_batch_in(segment: &FreeSegment, header: &SegmentHeader) -> Result<u64, JournalError> {
+    let batch = first_batch(segment)?.filter(|batch| batch.journal == header.journal && batch.segment == header.sequence);
+    Ok(batch.map_or(0, |batch| batch.sequence))
 }
 
 /// What the header of a use must have said, by its first batch: a rotten header page must not pass for a free segment.
 fn header_from_batch(segment: &FreeSegment) -> Result<Option<SegmentHeader>, JournalError> {
+    let Some(batch) = first_batch(segment)? else { return Ok(None) };
+    tracing::warn!(slot = segment.slot, sequence = batch.segment, "a segment's header is damaged; its first batch says what it is");
+    let bytes = segment.file.len();
+    Ok(Some(SegmentHeader { journal: batch.journal, sequence: batch.segment, first_batch: batch.sequence, bytes, oldest: 0 }))
+}
+
+fn first_batch(segment: &FreeSegment) -> Result<Option<BatchHeader>, JournalError> {
     let read = |bytes: &mut Vec<u8>| segment.file.read_at(PAGE as u64, bytes).map_err(failed(READING));
     let mut page = vec![0; PAGE];
     read(&mut page)?;
     let Ok(pages) = claimed_header_pages(&page) else { return Ok(None) };
     page.resize(pages * PAGE, 0);
     read(&mut page)?;
-    let Ok((batch, _)) = decode_batch(&page) else { return Ok(None) };
-    tracing::warn!(slot = segment.slot, sequence = batch.segment, "a segment's header is damaged; its first batch says what it is");
-    let bytes = segment.file.len();
-    Ok(Some(SegmentHeader { journal: batch.journal, sequence: batch.segment, first_batch: batch.sequence, bytes, oldest: 0 }))
+    Ok(decode_batch(&page).ok().map(|(batch, _)| batch))
 }
 
 fn present_segments(disk: &Arc<dyn Disk>) -> Result<Vec<FreeSegment>, JournalError> {

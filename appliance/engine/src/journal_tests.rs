@@ -164,53 +164,176 @@ fn a_shape_that_cannot_turn_is_refused() {
     }
 }
 
-#[test]
-fn rot_in_a_segment_that_nobody_needs_costs_nothing_that_is_live() {
-    let disk = disk();
-    let (journal, ..) = open(&disk);
-    // 511 batches of two pages fill a segment. The first two are let go together when the third is full: one of them is used again,
-    // the other is dead.
+/// Appends blocks 0 to 1699. 511 batches of two pages fill a segment: the first two are let go together when the third is full; one of
+/// them is used again, the other is dead.
+fn two_let_go(disk: &Arc<dyn Disk>, prepare: bool) {
+    let (journal, ..) = open(disk);
     let held = append(&journal, 0, 9).expect("append");
     for block in 1..1533 {
         append(&journal, block, 9).expect("append");
     }
     drop(held);
+    if prepare {
+        journal.prepare().expect("prepared");
+    }
     for block in 1533..1700 {
         append(&journal, block, 9).expect("append");
     }
-    drop(journal);
-    let file = disk.open("journal-00001.seg").expect("segment");
-    file.write_at((1 + 2 * 3) * PAGE as u64, &[IoSlice::new(b"rot")]).expect("damage a header");
-    let (journal, replayed, _) = open(&disk);
-    assert_eq!(replayed, (1022..1700).collect::<Vec<_>>());
-    assert!(!journal.is_damaged());
+}
+
+fn header(disk: &Arc<dyn Disk>, slot: usize) -> Option<SegmentHeader> {
+    let file = disk.open(&format!("journal-{slot:05}.seg")).expect("segment");
+    let mut page = vec![0; PAGE];
+    file.read_at(0, &mut page).expect("a header");
+    SegmentHeader::decode(&page).ok()
+}
+
+fn newest(disk: &Arc<dyn Disk>) -> usize {
+    (0..4).max_by_key(|slot| header(disk, *slot).map_or(0, |header| header.sequence)).expect("a slot")
+}
+
+fn write(disk: &Arc<dyn Disk>, slot: usize, page: usize, bytes: &[u8]) {
+    let file = disk.open(&format!("journal-{slot:05}.seg")).expect("segment");
+    file.write_at((page * PAGE) as u64, &[IoSlice::new(bytes)]).expect("written");
+}
+
+#[test]
+fn rot_in_a_segment_that_nobody_needs_costs_nothing_that_is_live() {
+    for prepare in [false, true] {
+        let disk = disk();
+        two_let_go(&disk, prepare);
+        write(&disk, 1, 1 + 2 * 3, b"rot in a batch's header");
+        let (journal, replayed, _) = open(&disk);
+        assert_eq!(replayed, (1022..1700).collect::<Vec<_>>());
+        assert!(!journal.is_damaged());
+    }
 }
 
 #[test]
 fn rot_in_the_newest_header_costs_nothing_either() {
+    for prepare in [false, true] {
+        let disk = disk();
+        two_let_go(&disk, prepare);
+        write(&disk, newest(&disk), 0, b"rot");
+        let (_, replayed, _) = open(&disk);
+        let needed = (1022..1700).collect::<Vec<_>>();
+        assert!(replayed.ends_with(&needed), "replayed {:?} to {:?}", replayed.first(), replayed.last());
+    }
+}
+
+/// Appends blocks 0 to `count` - 1, all of them held, and prepares a segment whenever none is.
+fn with_prepared(disk: &Arc<dyn Disk>, count: u64) {
+    let (journal, ..) = open(disk);
+    let mut held = Vec::new();
+    for block in 0..count {
+        held.push(append(&journal, block, 9).expect("append"));
+        assert_eq!(journal.wants_segment(), held.len() == 1 || block % 511 == 0 && block < 1533, "at {block}");
+        journal.prepare().expect("prepared");
+        assert!(!journal.wants_segment());
+    }
+}
+
+#[test]
+fn a_prepared_segment_that_was_not_begun_is_free() {
+    let disk = disk();
+    for (starts, blocks) in [(1_u64, 600_u64), (2, 700), (3, 800)] {
+        with_prepared_again(&disk, starts, blocks);
+    }
+}
+
+/// A journal that ends, `starts` times so far, with a prepared segment; what was appended in earlier lives replays too.
+fn with_prepared_again(disk: &Arc<dyn Disk>, starts: u64, blocks: u64) {
+    let (journal, replayed, held) = open(disk);
+    assert_eq!(replayed.is_empty(), starts == 1);
+    drop(held);
+    let expected = replayed.last().map_or(0, |last| last + 1);
+    for block in expected..blocks {
+        append(&journal, block, 9).expect("append");
+        journal.prepare().expect("prepared");
+    }
+    assert_eq!(header(disk, newest(disk)).map(|header| header.first_batch), Some(0), "the newest is one that waits");
+    drop(journal);
+    let (_, replayed, _) = open(disk);
+    assert_eq!(replayed.last(), Some(&(blocks - 1)));
+    let run = replayed.first().copied().unwrap_or(0)..blocks;
+    assert_eq!(replayed, run.collect::<Vec<_>>(), "an unbroken run");
+}
+
+#[test]
+fn a_segment_that_was_prepared_replays_from_its_first_batch_and_breaks_the_run_without_it() {
+    let disk = disk();
+    with_prepared(&disk, 1200);
+    let slot =
+        |sequence| (0..4).find(|slot| header(&disk, *slot).is_some_and(|header| header.sequence == sequence)).expect("a slot");
+    assert_eq!(header(&disk, slot(2)).expect("a header").first_batch, 0, "it is not written again");
+    let (_, replayed, _) = open(&disk);
+    assert_eq!(replayed, (0..1200).collect::<Vec<_>>());
+    // A header that rots: its first batch says what it was.
+    write(&disk, slot(2), 0, &[0xA5; 512]);
+    let (_, replayed, _) = open(&disk);
+    assert_eq!(replayed, (0..1200).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_follows_a_segment_that_power_emptied_does_not_pass_for_the_beginning() {
+    for emptied in [2, 3] {
+        let disk = disk();
+        // Uses 1 to 3, of which the first is let go, and of the last two nothing was synced but their headers.
+        let (journal, ..) = open(&disk);
+        let mut held = Vec::new();
+        for block in 0..1200 {
+            let segment = append(&journal, block, 9).expect("append");
+            if block >= 511 {
+                held.push(segment);
+            }
+            journal.prepare().expect("prepared");
+        }
+        let slot = (0..4).find(|slot| header(&disk, *slot).is_some_and(|header| header.sequence == emptied)).expect("a slot");
+        drop(journal);
+        write(&disk, slot, 1, &[0; 512]);
+        let (journal, replayed, _) = open(&disk);
+        let lost = if emptied == 2 { 511 } else { 1022 };
+        assert!(replayed.iter().all(|block| *block < lost), "{:?} to {:?}", replayed.first(), replayed.last());
+        assert!(!journal.is_damaged(), "none of it was durable");
+        append(&journal, 5000, 9).expect("append");
+        drop(journal);
+        let (_, replayed, _) = open(&disk);
+        assert_eq!(replayed.last(), Some(&5000));
+        assert!(replayed.iter().all(|block| *block < lost || *block == 5000));
+    }
+}
+
+#[test]
+fn a_durable_batch_that_rots_at_the_beginning_is_damage() {
     let disk = disk();
     let (journal, ..) = open(&disk);
-    let held = append(&journal, 0, 9).expect("append");
-    for block in 1..1533 {
-        append(&journal, block, 9).expect("append");
+    let mut held = Vec::new();
+    for block in 0..1200 {
+        let segment = append(&journal, block, 9).expect("append");
+        if block >= 511 {
+            held.push(segment);
+        }
+        journal.prepare().expect("prepared");
     }
-    // Two segments are let go at once, and one of them is begun again.
-    drop(held);
-    for block in 1533..1700 {
-        append(&journal, block, 9).expect("append");
-    }
-    drop(journal);
-    let newest = (0..4).max_by_key(|slot| {
-        let file = disk.open(&format!("journal-{slot:05}.seg")).expect("segment");
-        let mut page = vec![0; PAGE];
-        file.read_at(0, &mut page).expect("a header");
-        SegmentHeader::decode(&page).map_or(0, |header| header.sequence)
-    });
-    let file = disk.open(&format!("journal-{:05}.seg", newest.expect("a slot"))).expect("segment");
-    file.write_at(0, &[IoSlice::new(b"rot")]).expect("damage the header");
-    let (_, replayed, _) = open(&disk);
-    let needed = (1022..1700).collect::<Vec<_>>();
-    assert!(replayed.ends_with(&needed), "replayed {:?} to {:?}", replayed.first(), replayed.last());
+    journal.sync().expect("synced");
+    append(&journal, 1200, 9).expect("append");
+    let slot = (0..4).find(|slot| header(&disk, *slot).is_some_and(|header| header.sequence == 2)).expect("a slot");
+    drop((journal, held));
+    write(&disk, slot, 1, b"rot");
+    let (journal, replayed, _) = open(&disk);
+    assert!(replayed.iter().all(|block| *block < 511));
+    assert!(journal.is_damaged());
+}
+
+#[test]
+fn the_first_segment_after_recovery_says_durably_where_the_truth_begins() {
+    let disk = disk();
+    with_prepared(&disk, 20);
+    let (journal, ..) = open(&disk);
+    journal.prepare().expect("nothing to do");
+    append(&journal, 20, 9).expect("append");
+    let first = header(&disk, newest(&disk)).expect("a header");
+    assert_eq!(first.first_batch, 21);
 }
 
 #[test]
@@ -221,11 +344,6 @@ fn the_segment_let_go_last_is_used_next() {
         append(&journal, block, 9).expect("append");
     }
     drop(journal);
-    let used = (0..4).filter(|slot| {
-        let file = disk.open(&format!("journal-{slot:05}.seg")).expect("segment");
-        let mut header = [0; PAGE];
-        file.read_at(0, &mut header).expect("a page");
-        header.iter().any(|byte| *byte != 0)
-    });
+    let used = (0..4).filter(|slot| header(&disk, *slot).is_some());
     assert_eq!(used.count(), 2, "a journal that nobody waits for turns in two segments, whose pages stay in memory");
 }

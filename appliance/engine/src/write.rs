@@ -325,9 +325,7 @@ impl Volume {
         if closed {
             self.core.work.notify_one();
         }
-        if journal.wants_sync() {
-            self.core.syncer.nudge();
-        }
+        self.core.syncer.nudge();
         Accepted::Yes(written.sequence)
     }
 

@@ -45,7 +45,7 @@ pub struct SegmentHeader {
     pub journal: u64,
     /// Counts uses of segments; rises by one each time any segment is put to use.
     pub sequence: u64,
-    /// Sequence of the first batch written into this use.
+    /// Sequence of the first batch written into this use; 0 in a segment that is prepared and waits for it. Batches count from 1.
     pub first_batch: u64,
     /// Length of the segment in bytes.
     pub bytes: u64,
