@@ -3,6 +3,7 @@
 //! Exit codes: 0 ended as asked; 1 failed while starting or running; 2 something must be changed first. What a kill leaves is the
 //! business of the parts; here only the sockets' files are left, and replaced by the next start.
 
+mod allocator;
 mod args;
 mod clock;
 mod config;
@@ -81,6 +82,7 @@ fn system(doing: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 }
 
 fn main() -> ExitCode {
+    allocator::give_large_memory_back();
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
