@@ -29,6 +29,16 @@ pub enum HarnessError {
         #[source]
         cause: std::io::Error,
     },
+    /// A disk is too full for what is to be done.
+    #[error("{path} has {free_gib} GiB free and this needs {need_gib} GiB\n  free some, or point TMPDIR at a larger disk", path = path.display())]
+    Space {
+        /// Where.
+        path: PathBuf,
+        /// GiB that may be written.
+        need_gib: u64,
+        /// GiB that are free.
+        free_gib: u64,
+    },
     /// A program could not be started or waited for.
     #[error("cannot {doing} {program}: {cause}")]
     Program {
