@@ -1,15 +1,18 @@
 //! Vocabulary and seams: the words every other crate shares, and the traits that keep them apart. No I/O lives here.
 //!
 //! Read in this order: [`units`] (what is counted), [`device`] (what a guest's front end asks of a volume) with [`answers`],
-//! [`disk`] (what the engine asks of the node's SSD), [`coordination`] (who owns a volume), [`clock`].
+//! [`disk`] (what the engine asks of the node's SSD), [`coordination`] (who owns a volume), [`clock`]; [`buffers`] is the memory in which
+//! containers travel.
 
 pub mod answers;
+pub mod buffers;
 pub mod clock;
 pub mod coordination;
 pub mod device;
 pub mod disk;
 pub mod units;
 
+pub use buffers::{PAGE_ALIGN, PageBuffer, PageBuffers};
 pub use clock::{Clock, ManualClock, Timestamp};
 pub use coordination::{Coordination, CoordinationError, Ownership, VolumeRecord, VolumeSpec};
 pub use device::{BlockDevice, DeviceGeometry, IoError, Op, Request, Transfer, Transferable};

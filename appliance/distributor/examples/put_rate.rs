@@ -49,6 +49,10 @@ impl Measure {
     }
 }
 
+fn places(fragments: &mut [Vec<u8>]) -> Vec<&mut [u8]> {
+    fragments.iter_mut().map(Vec::as_mut_slice).collect()
+}
+
 fn engines(policy: Policy) -> Result<(), Failure> {
     let len = OBJECT.div_ceil(policy.data()).next_multiple_of(4096);
     let data: Vec<Bytes> = (0..policy.data()).map(|n| sample(n as u64, len)).collect();
@@ -56,7 +60,7 @@ fn engines(policy: Policy) -> Result<(), Failure> {
     for engine in [Engine::Reference, Engine::Fastest] {
         let codec = Codecs::new(engine).of(policy)?;
         let mut parity = vec![vec![0; len]; policy.parity()];
-        codec.encode(&slices, &mut parity)?;
+        codec.encode(&slices, &mut places(&mut parity))?;
         let rate = |work: &mut dyn FnMut() -> Result<(), Failure>| -> Result<f64, Failure> {
             let (begun, mut rounds) = (thread_seconds(), 0_u32);
             loop {
@@ -68,13 +72,13 @@ fn engines(policy: Policy) -> Result<(), Failure> {
                 }
             }
         };
-        let encode = rate(&mut || Ok(codec.encode(&slices, &mut parity)?))?;
+        let encode = rate(&mut || Ok(codec.encode(&slices, &mut places(&mut parity))?))?;
         let lost: Vec<usize> = (0..policy.parity().min(policy.data())).collect();
         let parity_at = parity.iter().enumerate().map(|(n, bytes)| (policy.data() + n, bytes.as_slice()));
         let present: Vec<(usize, &[u8])> = slices.iter().copied().enumerate().skip(lost.len()).chain(parity_at).collect();
         let mut rebuilt = vec![vec![0; len]; lost.len()];
         let decode = rate(&mut || {
-            codec.rebuild_into(&present, &lost, &mut rebuilt)?;
+            codec.rebuild_into(&present, &lost, &mut places(&mut rebuilt))?;
             Ok(())
         })?;
         println!("{:<24} {policy}: encode {encode:.2} GB/s, decode of {} lost {decode:.2} GB/s per core", codec.name(), lost.len());

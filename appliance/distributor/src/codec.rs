@@ -43,13 +43,13 @@ pub trait Codec: Send + Sync + Debug {
     ///
     /// # Errors
     /// [`CodecError::Shape`] when numbers or lengths do not fit.
-    fn encode(&self, data: &[&[u8]], parity: &mut [Vec<u8>]) -> Result<(), CodecError>;
+    fn encode(&self, data: &[&[u8]], parity: &mut [&mut [u8]]) -> Result<(), CodecError>;
 
     /// Fills `out` with the fragments `wanted`, made from at least X of the others.
     ///
     /// # Errors
     /// [`CodecError::TooFew`]; [`CodecError::Shape`] when numbers or lengths do not fit.
-    fn rebuild_into(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &mut [Vec<u8>]) -> Result<(), CodecError>;
+    fn rebuild_into(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &mut [&mut [u8]]) -> Result<(), CodecError>;
 
     /// As [`Codec::rebuild_into`], into new memory.
     ///
@@ -58,7 +58,8 @@ pub trait Codec: Send + Sync + Debug {
     fn rebuild(&self, present: &[(usize, &[u8])], wanted: &[usize]) -> Result<Vec<Vec<u8>>, CodecError> {
         let len = present.first().map_or(0, |(_, bytes)| bytes.len());
         let mut out = vec![vec![0; len]; wanted.len()];
-        self.rebuild_into(present, wanted, &mut out)?;
+        let mut places: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+        self.rebuild_into(present, wanted, &mut places)?;
         Ok(out)
     }
 }
@@ -176,9 +177,9 @@ impl Codec for ReferenceCodec {
         "reed-solomon-erasure"
     }
 
-    fn encode(&self, data: &[&[u8]], parity: &mut [Vec<u8>]) -> Result<(), CodecError> {
+    fn encode(&self, data: &[&[u8]], parity: &mut [&mut [u8]]) -> Result<(), CodecError> {
         let length = same_length(data.iter().copied(), self.policy.data())?;
-        if same_length(parity.iter().map(Vec::as_slice), self.policy.parity())? != length && !parity.is_empty() {
+        if same_length(parity.iter().map(|parity| &**parity), self.policy.parity())? != length && !parity.is_empty() {
             return Err(CodecError::Shape);
         }
         match &self.code {
@@ -187,7 +188,7 @@ impl Codec for ReferenceCodec {
         }
     }
 
-    fn rebuild_into(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &mut [Vec<u8>]) -> Result<(), CodecError> {
+    fn rebuild_into(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &mut [&mut [u8]]) -> Result<(), CodecError> {
         let chosen = choose(self.policy, present)?;
         fits(&chosen, out, wanted.len())?;
         if wanted.iter().any(|&index| index >= self.policy.total()) {
@@ -213,7 +214,7 @@ impl Codec for ReferenceCodec {
 }
 
 /// Checks that `out` has `count` buffers as long as the chosen fragments.
-pub(crate) fn fits(chosen: &[(usize, &[u8])], out: &[Vec<u8>], count: usize) -> Result<(), CodecError> {
+pub(crate) fn fits(chosen: &[(usize, &[u8])], out: &[&mut [u8]], count: usize) -> Result<(), CodecError> {
     let len = chosen.first().map_or(0, |(_, bytes)| bytes.len());
     if out.len() == count && out.iter().all(|out| out.len() == len) { Ok(()) } else { Err(CodecError::Shape) }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
+use lamina_contract::PageBuffer;
 use lamina_formats::fragment::{FragmentHeader, UnverifiedHeader};
 use object_store::path::Path;
 
@@ -294,11 +295,10 @@ impl Core {
         let work = move || {
             let present: Vec<(usize, &[u8])> = inputs.iter().map(|(index, bytes)| (*index, bytes.as_ref())).collect();
             let len = present.first().map_or(0, |(_, bytes)| bytes.len());
-            let mut rebuilt: Vec<Vec<u8>> = wanted.iter().map(|_| buffers.take(len)).collect();
-            codec.rebuild_into(&present, &wanted, &mut rebuilt)?;
-            Ok::<_, crate::codec::CodecError>(
-                wanted.into_iter().zip(rebuilt.into_iter().map(|bytes| buffers.lend(bytes))).collect(),
-            )
+            let mut rebuilt: Vec<PageBuffer> = wanted.iter().map(|_| buffers.take(len)).collect();
+            let mut places: Vec<&mut [u8]> = rebuilt.iter_mut().map(|bytes| &mut **bytes).collect();
+            codec.rebuild_into(&present, &wanted, &mut places)?;
+            Ok::<_, crate::codec::CodecError>(wanted.into_iter().zip(rebuilt.into_iter().map(PageBuffer::share)).collect())
         };
         if bytes <= INLINE_BYTES {
             return Ok(work()?);

@@ -41,7 +41,7 @@ impl Rows {
     }
 
     /// `out` = rows × `data`. Every slice has `len` bytes, and the numbers are those of the rows: the callers check both.
-    fn apply(&self, data: &[&[u8]], out: &mut [Vec<u8>], len: usize) {
+    fn apply(&self, data: &[&[u8]], out: &mut [&mut [u8]], len: usize) {
         assert!(data.len() == self.inputs && out.len() == self.outputs, "as many fragments as coefficients");
         assert!(data.iter().all(|bytes| bytes.len() == len) && out.iter().all(|bytes| bytes.len() == len), "of one length");
         if self.outputs == 0 {
@@ -76,16 +76,16 @@ impl Codec for IsalCodec {
         "isa-l"
     }
 
-    fn encode(&self, data: &[&[u8]], parity: &mut [Vec<u8>]) -> Result<(), CodecError> {
+    fn encode(&self, data: &[&[u8]], parity: &mut [&mut [u8]]) -> Result<(), CodecError> {
         let len = same_length(data.iter().copied(), self.policy.data())?;
-        if same_length(parity.iter().map(Vec::as_slice), self.policy.parity())? != len && !parity.is_empty() {
+        if same_length(parity.iter().map(|parity| &**parity), self.policy.parity())? != len && !parity.is_empty() {
             return Err(CodecError::Shape);
         }
         self.parity.apply(data, parity, len);
         Ok(())
     }
 
-    fn rebuild_into(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &mut [Vec<u8>]) -> Result<(), CodecError> {
+    fn rebuild_into(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &mut [&mut [u8]]) -> Result<(), CodecError> {
         let chosen = choose(self.policy, present)?;
         fits(&chosen, out, wanted.len())?;
         let rows = decoding_rows(&self.generator, &chosen, wanted)?;

@@ -3,7 +3,6 @@
 //! Read in this order: [`policy`] (what is decided), [`codec`] (parity), [`placement`] (where), `stripe` (shapes and names), `put`, `get`,
 //! `delete`, `list`, [`repair`]. It knows no SCOs, volumes or drives: its targets are object stores.
 
-mod buffers;
 pub mod codec;
 mod delete;
 pub mod distributor;

@@ -1,7 +1,7 @@
 //! The store side of a volume: sealed containers go out, then their TLog, then a manifest; then the journal is freed.
 //!
 //! ```text
-//! seal in order → put SCOs, several at once → put TLog → put manifest g+1 → Coordination decides g+1 → layers move, journal freed
+//! read back → seal in order → put SCOs, several at once → put TLog → put manifest g+1 → Coordination decides g+1 → layers move, journal freed
 //! ```
 //! Invariant 5 (Order) is this file: each arrow waits for what stands before it. A crash between two arrows leaves objects that
 //! nothing names (the next owner writes under its own epoch) and entries that are still in the journal.
@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use lamina_contract::{CoordinationError, Epoch, Fingerprint, Generation, ScoNumber, TlogNumber};
 use lamina_formats::manifest::{Manifest, Term};
@@ -27,11 +26,12 @@ use crate::failpoint;
 use crate::inflight::{EntryOp, Inflight};
 use crate::mutant::{self, Mutant};
 use crate::namespace::{Namespace, epoch_of, parse_manifest_key};
-use crate::seal::{Damage, JournalDamage, Sealed};
+use crate::seal::{Damage, JournalDamage, Sealed, SealedObject};
 use crate::volume::Volume;
 
-/// Containers of one volume on their way at once.
-const UPLOADS: usize = 8;
+/// Containers of one volume on their way at once; how many of them are in memory is for [`Core::admit`](crate::node::Core::admit) to say. Enough that the store
+/// always has something to do while those before are committed.
+const UPLOADS: usize = 32;
 /// Manifests that stay behind the current one, for a reader that came late and for recovery without Coordination.
 const KEEP_MANIFESTS: usize = 4;
 /// Entries in TLogs since the last checkpoint after which the next is due: what a restart replays in well under a second.
@@ -68,21 +68,27 @@ struct State {
     dead: VecDeque<(Generation, Path)>,
 }
 
-/// A container on its way: sealed when its turn comes, then put.
+/// A container on its way: read back once there is memory for it, sealed when its turn comes, then put.
 struct Upload {
-    container: Arc<Inflight>,
-    work: JoinHandle<Result<Sealed, Trouble>>,
-    /// The next container may be sealed once this is told; it is dropped untold when sealing fails.
-    sealed: Option<oneshot::Receiver<()>>,
-    permit: OwnedSemaphorePermit,
+    work: JoinHandle<Result<Stored, Trouble>>,
+    /// What the next container waits for.
+    turns: Option<Turns>,
+}
+
+/// What a container is told by the one before it; dropped untold when that one fails.
+struct Turns {
+    /// Memory: given in order, or those behind could hold all of it and wait for one that has none.
+    admitted: oneshot::Receiver<()>,
+    /// A block that the container before holds becomes a reference to it.
+    sealed: oneshot::Receiver<()>,
 }
 
 /// A container whose object is stored.
 struct Stored {
     container: Arc<Inflight>,
     sealed: Sealed,
-    /// Bounds the memory of sealed objects over all volumes.
-    _permit: OwnedSemaphorePermit,
+    /// What of it is for the cache, and the right to its memory.
+    cacheable: Option<(SealedObject, OwnedSemaphorePermit)>,
 }
 
 /// Why a container did not get to the store.
@@ -186,12 +192,15 @@ impl Volume {
 
     async fn store_uploads(self: &Arc<Self>, state: &mut State, go_on: impl Fn() -> bool) -> Result<(), EngineError> {
         loop {
-            while state.uploads.len() < UPLOADS && go_on() && self.start_upload(state).await {}
+            while state.uploads.len() < UPLOADS && go_on() && self.start_upload(state) {}
             if state.uploads.is_empty() {
                 break;
             }
             // What is stored is committed even if nothing can follow it.
             let (stored, trouble) = settle(state).await;
+            if trouble.is_none() {
+                while state.uploads.len() < UPLOADS && go_on() && self.start_upload(state) {}
+            }
             if matches!(trouble, Some(Trouble::Halted)) || self.commit(state, stored).await.is_err() {
                 // Nothing of it will be stored by this owner: others may have its permits.
                 state.uploads.clear();
@@ -230,52 +239,53 @@ impl Volume {
         self.core.lineage.forget(self.id());
     }
 
-    /// Sends the next closed container off; false when there is none, or no memory for it now.
-    async fn start_upload(self: &Arc<Self>, state: &mut State) -> bool {
+    /// Sends the next closed container off; false when there is none.
+    fn start_upload(self: &Arc<Self>, state: &mut State) -> bool {
         let next = self.layers.read().closed.iter().find(|c| c.number > state.sealed_through).cloned();
         let Some(container) = next else { return false };
-        // While others hold all permits, commit what is under way rather than wait with it.
-        let permit = if state.uploads.is_empty() {
-            self.core.upload_permits.clone().acquire_owned().await.ok()
-        } else {
-            self.core.upload_permits.clone().try_acquire_owned().ok()
-        };
-        let Some(permit) = permit else { return false };
         state.sealed_through = container.number;
         // The first container in line is the one that had the damage; those behind it get their own tries.
         let given_up = state.damage_seen >= DAMAGE_TRIES && state.uploads.is_empty();
         let damage = if given_up { Damage::Lose } else { Damage::Refuse };
-        // In order: a block that the container before holds becomes a reference to it.
-        let turn = state.uploads.back_mut().and_then(|before| before.sealed.take());
-        let (tell, sealed) = oneshot::channel();
-        let (volume, closed) = (self.clone(), container.clone());
+        let (admit_turn, seal_turn) =
+            state.uploads.back_mut().and_then(|before| before.turns.take()).map(|turns| (turns.admitted, turns.sealed)).unzip();
+        let (tell_admitted, admitted) = oneshot::channel();
+        let (tell_sealed, sealed) = oneshot::channel();
+        let volume = self.clone();
         let work = self.core.runtime.spawn(async move {
-            if let Some(turn) = turn {
-                turn.await.map_err(|_| Trouble::Interrupted)?;
-            }
-            let sealed = volume.seal_beside(closed.clone(), damage).await?;
+            wait_for(admit_turn).await?;
+            let permit = volume
+                .core
+                .admit((container.block_count() * volume.block_size().bytes()) as u64)
+                .await
+                .ok_or(Trouble::Interrupted)?;
             // Nobody waits behind the last one.
-            let _ = tell.send(());
-            if let Some(object) = &sealed.object {
-                volume.send(closed.number, object.clone()).await?;
+            let _ = tell_admitted.send(());
+            if volume.is_halted() {
+                return Err(Trouble::Halted);
             }
-            Ok(sealed)
+            let (reader, closed) = (volume.clone(), container.clone());
+            let read = volume.core.run_heavy(move || reader.read_back(&closed)).await.ok_or(Trouble::Interrupted)?;
+            wait_for(seal_turn).await?;
+            let (sealer, closed) = (volume.clone(), container.clone());
+            let sealed = volume.core.run_heavy(move || sealer.seal(&closed, read, damage)).await;
+            let (sealed, object) = sealed.ok_or(Trouble::Interrupted)?.map_err(Trouble::Damage)?;
+            let _ = tell_sealed.send(());
+            if let Some(object) = &object {
+                volume.send(container.number, object).await?;
+            }
+            let cacheable = object.filter(|_| volume.has_cache_to_fill()).map(|object| (object, permit));
+            Ok(Stored { container, sealed, cacheable })
         });
-        state.uploads.push_back(Upload { container, work, sealed: Some(sealed), permit });
+        state.uploads.push_back(Upload { work, turns: Some(Turns { admitted, sealed }) });
         true
     }
 
-    async fn seal_beside(self: &Arc<Self>, closed: Arc<Inflight>, damage: Damage) -> Result<Sealed, Trouble> {
-        let volume = self.clone();
-        let sealed = self.core.run_heavy(move || volume.seal(&closed, damage)).await;
-        sealed.ok_or(Trouble::Interrupted)?.map_err(Trouble::Damage)
-    }
-
     /// Puts a container.
-    async fn send(&self, number: ScoNumber, object: Bytes) -> Result<(), Halted> {
+    async fn send(&self, number: ScoNumber, object: &SealedObject) -> Result<(), Halted> {
         failpoint::hit(failpoint::SCO_BEFORE_PUT);
-        self.counters.sco_bytes.fetch_add(object.len() as u64, Ordering::Relaxed);
-        let stored = self.put_until_stored(&self.namespace().sco(self.epoch(), number), object).await;
+        self.counters.sco_bytes.fetch_add(object.len(), Ordering::Relaxed);
+        let stored = self.put_until_stored(&self.namespace().sco(self.epoch(), number), object.payload()).await;
         failpoint::hit(failpoint::SCO_AFTER_PUT);
         stored
     }
@@ -299,7 +309,7 @@ impl Volume {
         extend_terms(&mut next.tlog_terms, self.epoch(), number.0);
         next.data_blocks += batch.iter().map(|stored| stored.sealed.data_blocks).sum::<u64>();
         next.reference_blocks += batch.iter().map(|stored| stored.sealed.reference_blocks).sum::<u64>();
-        let object = Bytes::from(tlog::encode(&identity, &entries));
+        let object = PutPayload::from(tlog::encode(&identity, &entries));
         let key = self.namespace().tlog(self.epoch(), number);
         if mutant::is(Mutant::ManifestBeforeTlog) {
             self.decide(state, next).await?;
@@ -325,6 +335,7 @@ impl Volume {
         self.fill_cache(&batch);
         drop(batch);
         self.core.journal.reclaim(&mut self.core.journal.lock());
+        self.core.syncer.nudge();
         self.core.parked.notify_one();
         Ok(())
     }
@@ -335,7 +346,7 @@ impl Volume {
         next.epoch = self.epoch();
         next.time = self.core.clock.wall();
         let key = self.namespace().manifest(next.generation, next.epoch);
-        self.put_until_stored(&key, Bytes::from(next.encode())).await?;
+        self.put_until_stored(&key, next.encode().into()).await?;
         failpoint::hit(failpoint::MANIFEST_AFTER_PUT);
         let mut wait = FIRST_WAIT;
         loop {
@@ -403,10 +414,10 @@ impl Volume {
     }
 
     /// Puts an object, however long the store refuses: until then the journal holds what it is made of.
-    async fn put_until_stored(&self, key: &Path, object: Bytes) -> Result<(), Halted> {
+    async fn put_until_stored(&self, key: &Path, object: PutPayload) -> Result<(), Halted> {
         let mut wait = FIRST_WAIT;
         while !self.is_halted() {
-            match self.core.store.put(key, PutPayload::from_bytes(object.clone())).await {
+            match self.core.store.put(key, object.clone()).await {
                 Ok(_) => {
                     self.counters.stored_objects.fetch_add(1, Ordering::Relaxed);
                     self.core.store_works(true);
@@ -473,24 +484,34 @@ impl Volume {
         }
     }
 
-    /// What was just stored is likely to be read again; it may use cache space that nothing else wants, at times without pressure.
-    fn fill_cache(&self, batch: &[Stored]) {
+    /// Whether the cache has space that nothing else wants, at a time without pressure.
+    fn has_cache_to_fill(&self) -> bool {
         let stats = self.core.cache.stats();
         // Eviction begins somewhat before the last byte.
-        if self.core.presses() || stats.bytes >= stats.capacity / 8 * 7 {
-            return;
-        }
-        for Stored { sealed, .. } in batch {
-            let Some(object) = &sealed.object else { continue };
+        !self.core.presses() && stats.bytes < stats.capacity / 8 * 7
+    }
+
+    /// What was just stored is likely to be read again.
+    fn fill_cache(&self, batch: &[Stored]) {
+        for Stored { sealed, cacheable, .. } in batch {
+            let Some((object, _)) = cacheable.as_ref().filter(|_| self.has_cache_to_fill()) else { continue };
             let stored = sealed.tlog.iter().filter_map(|e| match e.op {
                 TlogOp::Data { fingerprint, .. } => Some(fingerprint),
                 _ => None,
             });
-            let blocks: Vec<(Fingerprint, &[u8])> = stored.zip(object.chunks_exact(self.block_size().bytes())).collect();
+            let blocks: Vec<(Fingerprint, &[u8])> = stored.zip(object.blocks.chunks_exact(self.block_size().bytes())).collect();
             for (fingerprint, bytes) in blocks {
                 self.core.cache.insert(self.id(), &fingerprint, bytes);
             }
         }
+    }
+}
+
+/// Waits until the container before tells; one without a predecessor does not wait.
+async fn wait_for(turn: Option<oneshot::Receiver<()>>) -> Result<(), Trouble> {
+    match turn {
+        Some(turn) => turn.await.map_err(|_| Trouble::Interrupted),
+        None => Ok(()),
     }
 }
 
@@ -502,12 +523,12 @@ async fn settle(state: &mut State) -> (Vec<Stored>, Option<Trouble>) {
             break;
         }
         let outcome = (&mut first.work).await;
-        let Some(upload) = state.uploads.pop_front() else { break };
+        state.uploads.pop_front();
         match outcome {
-            Ok(Ok(sealed)) => stored.push(Stored { container: upload.container, sealed, _permit: upload.permit }),
+            Ok(Ok(one)) => stored.push(one),
             Ok(Err(trouble)) => return (stored, Some(trouble)),
             Err(error) => {
-                tracing::error!(sco = upload.container.number.0, %error, "a put ended abnormally; its container is sealed again");
+                tracing::error!(%error, "a put ended abnormally; its container is sealed again");
                 return (stored, Some(Trouble::Interrupted));
             }
         }

@@ -30,23 +30,34 @@ impl Lineage {
         Self { sets: Mutex::new(vec![[FREE; WAYS]; sets]) }
     }
 
-    /// Where a block with this fingerprint lives in `volume`.
-    pub(crate) fn find(&self, volume: VolumeId, fingerprint: &Fingerprint) -> Option<Location> {
+    /// Where blocks with these fingerprints live in `volume`.
+    ///
+    /// All at once: each is a miss of the processor's caches, and in one short loop many are under way together.
+    pub(crate) fn find_all<'a>(
+        &self,
+        volume: VolumeId,
+        fingerprints: impl Iterator<Item = Option<&'a Fingerprint>>,
+    ) -> Vec<Option<Location>> {
         let sets = self.sets.lock();
-        let set = sets.get(set_of(sets.len(), volume, fingerprint))?;
-        set.iter()
-            .find(|slot| slot.location != 0 && slot.volume == volume.0 && slot.fingerprint == fingerprint.0)
-            .map(|slot| Location::from_bits(slot.location))
+        let find = |fingerprint: &Fingerprint| {
+            let set = sets.get(set_of(sets.len(), volume, fingerprint))?;
+            set.iter()
+                .find(|slot| slot.location != 0 && slot.volume == volume.0 && slot.fingerprint == fingerprint.0)
+                .map(|slot| Location::from_bits(slot.location))
+        };
+        fingerprints.map(|fingerprint| find(fingerprint?)).collect()
     }
 
-    /// Remembers where a block lives; the longest unrefreshed of its set gives way.
-    pub(crate) fn insert(&self, volume: VolumeId, fingerprint: &Fingerprint, location: Location) {
+    /// Remembers where blocks live; the longest unrefreshed of a set gives way.
+    pub(crate) fn insert_all<'a>(&self, volume: VolumeId, blocks: impl Iterator<Item = (&'a Fingerprint, Location)>) {
         let mut sets = self.sets.lock();
-        let at = set_of(sets.len(), volume, fingerprint);
-        if let Some(set) = sets.get_mut(at) {
-            let old = set.iter().position(|slot| slot.volume == volume.0 && slot.fingerprint == fingerprint.0);
-            set[..=old.unwrap_or(WAYS - 1)].rotate_right(1);
-            set[0] = Slot { fingerprint: fingerprint.0, volume: volume.0, location: location.to_bits() };
+        for (fingerprint, location) in blocks {
+            let at = set_of(sets.len(), volume, fingerprint);
+            if let Some(set) = sets.get_mut(at) {
+                let old = set.iter().position(|slot| slot.volume == volume.0 && slot.fingerprint == fingerprint.0);
+                set[..=old.unwrap_or(WAYS - 1)].rotate_right(1);
+                set[0] = Slot { fingerprint: fingerprint.0, volume: volume.0, location: location.to_bits() };
+            }
         }
     }
 
@@ -76,26 +87,33 @@ mod tests {
         Location { ancestor: 0, sco: ScoNumber(sco), index: 3 }
     }
 
+    fn find(lineage: &Lineage, volume: u64, print: u8) -> Option<Location> {
+        lineage.find_all(VolumeId(volume), [None, Some(&Fingerprint([print; 32]))].into_iter())[1]
+    }
+
+    fn insert(lineage: &Lineage, volume: u64, print: u8, location: Location) {
+        lineage.insert_all(VolumeId(volume), [(&Fingerprint([print; 32]), location)].into_iter());
+    }
+
     #[test]
     fn a_fingerprint_is_found_in_its_own_volume_only() {
         let lineage = Lineage::new(4096);
-        let print = Fingerprint([7; 32]);
-        lineage.insert(VolumeId(1), &print, at(5));
-        assert_eq!(lineage.find(VolumeId(1), &print), Some(at(5)));
-        assert_eq!(lineage.find(VolumeId(2), &print), None);
-        lineage.insert(VolumeId(1), &print, at(6));
-        assert_eq!(lineage.find(VolumeId(1), &print), Some(at(6)));
+        insert(&lineage, 1, 7, at(5));
+        assert_eq!(find(&lineage, 1, 7), Some(at(5)));
+        assert_eq!(find(&lineage, 2, 7), None);
+        insert(&lineage, 1, 7, at(6));
+        assert_eq!(find(&lineage, 1, 7), Some(at(6)));
         lineage.forget(VolumeId(1));
-        assert_eq!(lineage.find(VolumeId(1), &print), None);
+        assert_eq!(find(&lineage, 1, 7), None);
     }
 
     #[test]
     fn a_full_set_forgets_its_oldest() {
         let lineage = Lineage::new(1);
         for n in 0..=WAYS {
-            lineage.insert(VolumeId(1), &Fingerprint([n as u8; 32]), at(n as u64 + 1));
+            insert(&lineage, 1, n as u8, at(n as u64 + 1));
         }
-        assert_eq!(lineage.find(VolumeId(1), &Fingerprint([0; 32])), None);
-        assert_eq!(lineage.find(VolumeId(1), &Fingerprint([1; 32])), Some(at(2)));
+        assert_eq!(find(&lineage, 1, 0), None);
+        assert_eq!(find(&lineage, 1, 1), Some(at(2)));
     }
 }

@@ -6,12 +6,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::stream::TryStreamExt;
-use lamina_contract::{Clock, Coordination, Disk, Epoch, Generation, VolumeId, VolumeRecord, VolumeSpec};
+use lamina_contract::{Clock, Coordination, Disk, Epoch, Generation, PageBuffers, VolumeId, VolumeRecord, VolumeSpec};
 use lamina_formats::journal::PAGE;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::behind::Running;
 use crate::cache::{CacheConfig, DedupeCache, Upkeep};
@@ -30,8 +30,9 @@ use crate::syncer::Syncer;
 use crate::throttle::{Throttle, is_low};
 use crate::volume::Volume;
 
-/// Sealed containers of all volumes in memory at once.
-const UPLOAD_PERMITS: usize = 12;
+/// Memory in MiB of containers of all volumes on their way at once: an eighth of the cap within these bounds. The upper one keeps two
+/// cores and six drives busy.
+const UPLOAD_MIB: std::ops::RangeInclusive<u64> = 32..=128;
 /// How long a guest must be quiet for the store to be fed although nothing presses.
 const QUIET_MS: u64 = 50;
 /// How often aged containers are looked for.
@@ -97,7 +98,11 @@ pub(crate) struct Core {
     pub(crate) lineage: Arc<Lineage>,
     pub(crate) pages: Arc<PageCache>,
     pub(crate) throttle: Throttle,
+    /// Where containers are on their way to the store.
+    pub(crate) buffers: PageBuffers,
+    /// MiB of that memory and of their parity.
     pub(crate) upload_permits: Arc<Semaphore>,
+    upload_mib: u32,
     /// Something may have to go to the store.
     pub(crate) work: Notify,
     /// Writes are held back.
@@ -149,6 +154,13 @@ impl Core {
         (self.delta_bytes / volumes).max(256 << 10)
     }
 
+    /// The right to the memory that a container of `bytes` takes on its way, parity and copies included; None when the node ends.
+    pub(crate) async fn admit(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        // One that is larger than all there is goes alone.
+        let mib = u32::try_from(bytes >> 19).unwrap_or(u32::MAX).clamp(1, self.upload_mib);
+        self.upload_permits.clone().acquire_many_owned(mib).await.ok()
+    }
+
     /// Runs CPU-heavy work beside the runtime's workers; None when the runtime ends.
     pub(crate) async fn run_heavy<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         if self.config.background == Background::Manual {
@@ -187,6 +199,7 @@ struct Budget {
     pages: usize,
     delta: usize,
     lineage: usize,
+    upload_mib: u32,
 }
 
 impl Budget {
@@ -194,13 +207,14 @@ impl Budget {
         // Per journal block: 16 B entry, 12 B place, about 20 B in the recent layer. Per cache slot: 48 B of index.
         let fixed = config.journal.bytes / PAGE as u64 * 48 + config.cache_bytes / PAGE as u64 * 48;
         // Sealed containers with their parity on the way, queues' buffers, code and stacks.
-        let fixed = fixed + ((UPLOAD_PERMITS as u64 * 8) << 20) + (48 << 20);
+        let upload_mib = (config.memory_cap >> 23).clamp(*UPLOAD_MIB.start(), *UPLOAD_MIB.end());
+        let fixed = fixed + (upload_mib << 20) + (48 << 20);
         let least = 32 << 20;
         let error = EngineError::MemoryCap { cap: config.memory_cap, need: fixed + least };
         let rest = config.memory_cap.checked_sub(fixed).filter(|rest| *rest >= least).ok_or(error)?;
         let rest = usize::try_from(rest).unwrap_or(usize::MAX);
         // A frozen and a growing layer at once: half of the deltas' share each.
-        Ok(Self { pages: rest / 3, delta: rest / 6, lineage: rest / 6 })
+        Ok(Self { pages: rest / 3, delta: rest / 6, lineage: rest / 6, upload_mib: upload_mib as u32 })
     }
 }
 
@@ -241,7 +255,9 @@ impl Node {
             runtime: seams.runtime,
             lineage,
             pages,
-            upload_permits: Arc::new(Semaphore::new(UPLOAD_PERMITS)),
+            buffers: PageBuffers::keeping((budget.upload_mib as usize) << 20),
+            upload_permits: Arc::new(Semaphore::new(budget.upload_mib as usize)),
+            upload_mib: budget.upload_mib,
             work: Notify::new(),
             parked: Notify::new(),
             last_activity: AtomicU64::new(0),

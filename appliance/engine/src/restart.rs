@@ -87,7 +87,7 @@ impl Sources {
             replayed += entries.len() as u64;
             for entry in entries {
                 if let TlogOp::Data { location, fingerprint } = entry.op {
-                    self.lineage.insert(record.id, &fingerprint, location);
+                    self.lineage.insert_all(record.id, std::iter::once((&fingerprint, location)));
                 }
             }
         }

@@ -88,13 +88,10 @@ pub const fn tail_bytes(blocks: usize) -> usize {
     blocks * INDEX_ENTRY + TRAILER
 }
 
-/// Appends index and trailer to `object`, which holds the blocks in the order of `blocks`.
-///
-/// # Panics
-/// When `object` does not hold exactly those blocks: a caller's bug.
-pub fn seal(identity: &ScoIdentity, blocks: &[ScoBlock], object: &mut Vec<u8>) {
-    assert_eq!(object.len(), blocks.len() * identity.block_size.bytes(), "blocks of {:?}", identity.sco);
-    let start = object.len();
+/// Index and trailer of a container: what follows its blocks, which stand in the order of `blocks`.
+#[must_use]
+pub fn encode_tail(identity: &ScoIdentity, blocks: &[ScoBlock]) -> Vec<u8> {
+    let mut tail = Vec::with_capacity(tail_bytes(blocks.len()));
     for block in blocks {
         let raw = RawIndex {
             block: block.block.0.into(),
@@ -103,7 +100,7 @@ pub fn seal(identity: &ScoIdentity, blocks: &[ScoBlock], object: &mut Vec<u8>) {
             index: block.index.into(),
             _pad: [0; 2],
         };
-        object.extend_from_slice(raw.as_bytes());
+        tail.extend_from_slice(raw.as_bytes());
     }
     let mut raw = RawTrailer {
         volume: identity.volume.0.into(),
@@ -121,16 +118,17 @@ pub fn seal(identity: &ScoIdentity, blocks: &[ScoBlock], object: &mut Vec<u8>) {
         _pad2: [0; 4],
         magic: MAGIC.into(),
     };
-    object.extend_from_slice(raw.as_bytes());
-    raw.crc = crc32c(&object[start..]).into();
-    let at = object.len() - TRAILER;
-    object[at..].copy_from_slice(raw.as_bytes());
+    tail.extend_from_slice(raw.as_bytes());
+    raw.crc = crc32c(&tail).into();
+    let at = tail.len() - TRAILER;
+    tail[at..].copy_from_slice(raw.as_bytes());
+    tail
 }
 
 /// Verifies index and trailer; `tail` is the end of the object, at least [`tail_bytes`] of it.
 ///
 /// # Errors
-/// [`FormatError`] for anything that [`seal`] did not write. `Short` tells how much of the end is needed.
+/// [`FormatError`] for anything that [`encode_tail`] did not write. `Short` tells how much of the end is needed.
 pub fn decode_tail(tail: &[u8]) -> Result<(ScoIdentity, Vec<ScoBlock>), FormatError> {
     let short = |need| FormatError::Short { format: FORMAT, need, have: tail.len() };
     let field = |field| FormatError::Field { format: FORMAT, field };

@@ -87,6 +87,7 @@ fn encode(policy: &str, engine: Engine, time: Duration) -> Option<(&'static str,
     let bytes = random(fragment * policy.data());
     let data: Vec<&[u8]> = bytes.chunks(fragment).collect();
     let mut parity = vec![vec![0; fragment]; policy.parity()];
+    let mut parity: Vec<&mut [u8]> = parity.iter_mut().map(Vec::as_mut_slice).collect();
     codec.encode(&data, &mut parity).ok()?;
     let rate = rate(bytes.len(), time, || {
         // It did not refuse a moment ago.
