@@ -11,8 +11,7 @@ const MAPPED_FROM: libc::c_int = 256 << 10;
 /// once ends that. Frequent large buffers are used again by their owners, so the mappings are few.
 pub(crate) fn give_large_memory_back() {
     #[cfg(target_env = "gnu")]
+    // Nothing but more memory depends on it, and the logs are not open yet.
     // SAFETY: `mallopt` takes two integers and has no requirements; no other thread exists yet.
-    if unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM) } != 1 {
-        // Nothing but more memory depends on it, and the logs are not open yet.
-    }
+    let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM) };
 }

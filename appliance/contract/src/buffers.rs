@@ -5,6 +5,7 @@
 //!
 //! Bounded: a pool keeps at most so many bytes waiting; buffers in use belong to whoever holds them.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -31,7 +32,8 @@ pub struct PageBuffers {
 }
 
 struct Kept {
-    buffers: Vec<Box<[Page]>>,
+    /// The one that came back last stands last.
+    buffers: VecDeque<Box<[Page]>>,
     bytes: usize,
     most: usize,
 }
@@ -60,7 +62,7 @@ impl PageBuffers {
     /// A pool that keeps at most `bytes` waiting.
     #[must_use]
     pub fn keeping(bytes: usize) -> Self {
-        Self { kept: Arc::new(Mutex::new(Kept { buffers: Vec::new(), bytes: 0, most: bytes })) }
+        Self { kept: Arc::new(Mutex::new(Kept { buffers: VecDeque::new(), bytes: 0, most: bytes })) }
     }
 
     /// A buffer of `len` bytes to be overwritten: what stands in it is of no meaning.
@@ -80,7 +82,7 @@ impl PageBuffers {
     fn kept_pages(&self, need: usize) -> Option<Box<[Page]>> {
         let mut kept = self.kept.lock();
         let at = kept.buffers.iter().rposition(|pages| (need..=2 * need).contains(&pages.len()))?;
-        let pages = kept.buffers.remove(at);
+        let pages = kept.buffers.remove(at)?;
         kept.bytes -= size_of_val(&*pages);
         Some(pages)
     }
@@ -124,10 +126,17 @@ impl Drop for PageBuffer {
         let pages = std::mem::take(&mut self.pages);
         let bytes = size_of_val(&*pages);
         let mut kept = self.home.kept.lock();
-        if bytes >= WORTH_KEEPING && kept.bytes + bytes <= kept.most {
-            kept.bytes += bytes;
-            kept.buffers.push(pages);
+        if bytes < WORTH_KEEPING || bytes > kept.most {
+            return;
         }
+        // The oldest give way: sizes that nobody asks for any more must not fill the pool.
+        while kept.bytes + bytes > kept.most
+            && let Some(oldest) = kept.buffers.pop_front()
+        {
+            kept.bytes -= size_of_val(&*oldest);
+        }
+        kept.bytes += bytes;
+        kept.buffers.push_back(pages);
     }
 }
 
@@ -176,5 +185,16 @@ mod tests {
         let kept = buffers.kept.lock();
         assert!(kept.bytes <= 32 * MIB);
         assert!(kept.buffers.len() >= 30);
+    }
+
+    #[test]
+    fn sizes_that_nobody_asks_for_give_way() {
+        let buffers = PageBuffers::keeping(8 * MIB);
+        drop((0..100).map(|_| buffers.take(100 << 10)).collect::<Vec<_>>());
+        let large = buffers.take(4 * MIB);
+        let at = large.as_ptr();
+        drop(large);
+        assert_eq!(buffers.take(4 * MIB).as_ptr(), at);
+        assert!(buffers.kept.lock().bytes <= 8 * MIB);
     }
 }

@@ -87,8 +87,10 @@ struct Turns {
 struct Stored {
     container: Arc<Inflight>,
     sealed: Sealed,
-    /// What of it is for the cache, and the right to its memory.
-    cacheable: Option<(SealedObject, OwnedSemaphorePermit)>,
+    /// What of it is for the cache.
+    cacheable: Option<SealedObject>,
+    /// The right to its memory; without an object, to that of its TLog entries.
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Why a container did not get to the store.
@@ -191,14 +193,16 @@ impl Volume {
     }
 
     async fn store_uploads(self: &Arc<Self>, state: &mut State, go_on: impl Fn() -> bool) -> Result<(), EngineError> {
+        // After a checkpoint that failed nothing more is begun; what is under way is committed, for it holds memory of the node.
+        let mut checkpointed = Ok(());
         loop {
-            while state.uploads.len() < UPLOADS && go_on() && self.start_upload(state) {}
+            while checkpointed.is_ok() && state.uploads.len() < UPLOADS && go_on() && self.start_upload(state) {}
             if state.uploads.is_empty() {
                 break;
             }
             // What is stored is committed even if nothing can follow it.
             let (stored, trouble) = settle(state).await;
-            if trouble.is_none() {
+            if trouble.is_none() && checkpointed.is_ok() {
                 while state.uploads.len() < UPLOADS && go_on() && self.start_upload(state) {}
             }
             if matches!(trouble, Some(Trouble::Halted)) || self.commit(state, stored).await.is_err() {
@@ -215,8 +219,11 @@ impl Volume {
                 });
             }
             // Here and not at the end: under load there is always a next container.
-            self.checkpoint_if_due(state).await?;
+            if checkpointed.is_ok() {
+                checkpointed = self.checkpoint_if_due(state).await;
+            }
         }
+        checkpointed?;
         self.checkpoint_if_due(state).await
     }
 
@@ -245,7 +252,8 @@ impl Volume {
         let Some(container) = next else { return false };
         state.sealed_through = container.number;
         // The first container in line is the one that had the damage; those behind it get their own tries.
-        let given_up = state.damage_seen >= DAMAGE_TRIES && state.uploads.is_empty();
+        let first = self.layers.read().closed.front().is_some_and(|front| front.number == container.number);
+        let given_up = state.damage_seen >= DAMAGE_TRIES && first;
         let damage = if given_up { Damage::Lose } else { Damage::Refuse };
         let (admit_turn, seal_turn) =
             state.uploads.back_mut().and_then(|before| before.turns.take()).map(|turns| (turns.admitted, turns.sealed)).unzip();
@@ -254,7 +262,7 @@ impl Volume {
         let volume = self.clone();
         let work = self.core.runtime.spawn(async move {
             wait_for(admit_turn).await?;
-            let permit = volume
+            let mut permit = volume
                 .core
                 .admit((container.block_count() * volume.block_size().bytes()) as u64)
                 .await
@@ -274,8 +282,13 @@ impl Volume {
             if let Some(object) = &object {
                 volume.send(container.number, object).await?;
             }
-            let cacheable = object.filter(|_| volume.has_cache_to_fill()).map(|object| (object, permit));
-            Ok(Stored { container, sealed, cacheable })
+            let cacheable = object.filter(|_| volume.has_cache_to_fill());
+            if cacheable.is_none()
+                && let Some(rest) = permit.split(1)
+            {
+                permit = rest;
+            }
+            Ok(Stored { container, sealed, cacheable, _permit: permit })
         });
         state.uploads.push_back(Upload { work, turns: Some(Turns { admitted, sealed }) });
         true
@@ -335,7 +348,7 @@ impl Volume {
         self.fill_cache(&batch);
         drop(batch);
         self.core.journal.reclaim(&mut self.core.journal.lock());
-        self.core.syncer.nudge();
+        self.core.see_to_journal();
         self.core.parked.notify_one();
         Ok(())
     }
@@ -494,7 +507,7 @@ impl Volume {
     /// What was just stored is likely to be read again.
     fn fill_cache(&self, batch: &[Stored]) {
         for Stored { sealed, cacheable, .. } in batch {
-            let Some((object, _)) = cacheable.as_ref().filter(|_| self.has_cache_to_fill()) else { continue };
+            let Some(object) = cacheable.as_ref().filter(|_| self.has_cache_to_fill()) else { continue };
             let stored = sealed.tlog.iter().filter_map(|e| match e.op {
                 TlogOp::Data { fingerprint, .. } => Some(fingerprint),
                 _ => None,

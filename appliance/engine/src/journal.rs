@@ -8,8 +8,8 @@
 //!   afterwards returned. Appends are serialised, so batches are accepted in the order of their sequence.
 //! - A segment is held by the SCOs whose blocks it carries ([`SegmentUse`] is shared with them). It is put to new use when
 //!   nobody holds it any more; the oldest is let go first, so live segments are always one unbroken run.
-//! - The header of the next segment is made durable beforehand, in the background ([`Journal::prepare`]): an append that turns to it waits
-//!   for nothing. It is not written again when the first batch is known: power lost in the middle of that could take what it says.
+//! - The header of the next segment is made durable beforehand, in the background ([`Journal::prepare`]): an append that turns to it seldom
+//!   waits. It is not written again when the first batch is known: power lost in the middle of that could take what it says.
 //! - Recovery walks batches in order to the first that does not verify. It appends to a fresh segment whose header says from which
 //!   batch on it holds the truth: left-overs of the same or higher sequence in older segments are dead from then on.
 //! - A failed write or sync fails the journal for good: nothing is retried, nothing more is accepted.
@@ -181,16 +181,28 @@ struct FreeSegment {
 
 /// The next segment, while its header is made durable and after.
 struct Prepared {
+    /// With the number of its last use.
     next: FreeSegment,
+    /// The number of the use to come.
     sequence: u64,
     /// Whether the header is durable, once that is known.
     outcome: Mutex<Option<bool>>,
     known: Condvar,
 }
 
+/// Says that it failed when nobody says otherwise: an append may be waiting.
+struct Settling<'a>(&'a Prepared);
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        self.0.settle(false);
+    }
+}
+
 impl Prepared {
+    /// The first word counts.
     fn settle(&self, durable: bool) {
-        *self.outcome.lock() = Some(durable);
+        self.outcome.lock().get_or_insert(durable);
         self.known.notify_all();
     }
 
@@ -209,6 +221,9 @@ pub(crate) struct Append {
     /// In the order of their next use.
     free: VecDeque<FreeSegment>,
     prepared: Option<Arc<Prepared>>,
+    /// Free ones that recovery found prepared; wiped once the first header of this life is durable, so that any that a later recovery finds
+    /// was prepared in the life that it ends.
+    unbegun: Vec<FreeSegment>,
     /// How many of `free`, from its front on, were let go since one was taken from there.
     freed_since: usize,
     /// Next page to write in `live.back()`; `u32::MAX` when there is none.
@@ -278,6 +293,7 @@ impl Journal {
                 live: VecDeque::new(),
                 free: walk.free,
                 prepared: None,
+                unbegun: Vec::new(),
                 freed_since: 0,
                 page: u32::MAX,
                 next_batch: 1,
@@ -295,10 +311,6 @@ impl Journal {
             failed: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
         };
-        // What a header said that holds nothing was believed all the same: a power cut must not take it back.
-        for file in walk.believed {
-            file.sync_data().map_err(failed("making a prepared segment durable"))?;
-        }
         journal.recover(walk.used, &mut replay)?;
         Ok(journal)
     }
@@ -309,18 +321,27 @@ impl Journal {
         // `truth[i]`: batches from here on belong to a later segment, whatever segment i holds.
         let mut truth = vec![u64::MAX; used.len()];
         for i in (0..used.len().saturating_sub(1)).rev() {
-            truth[i] = truth[i + 1].min(used[i + 1].first_batch);
+            let known = Some(used[i + 1].first_batch).filter(|first| *first > 0);
+            truth[i] = truth[i + 1].min(known.unwrap_or(u64::MAX));
         }
         let mut batches: Vec<Found> = Vec::new();
         let mut seen = Seen { durable: 0, lowest: u64::MAX };
         // The batch that must come next; the oldest use that was found says which is the first. One whose batches are all lost is a
         // break too: what stands in later segments must not pass for the beginning.
-        let mut next = None;
+        let (mut next, mut first) = (None, None);
         for (i, segment) in used.iter().enumerate() {
             if let Some(next) = used.get(i + 1) {
                 next.file.read_ahead(0, self.segment_bytes);
             }
             let mut reader = SegmentReader::new(segment);
+            if segment.first_batch == 0 {
+                // Prepared, and without its first batch: never begun, or power or rot took that. What follows shows which: in the middle of
+                // the run it follows what came before or not. At the front nothing may follow, for had this one never been begun, whoever
+                // came after would have said that nothing that old is needed.
+                self.walk_segment(&mut reader, i, 0..0, &mut batches, &mut seen)?;
+                next = next.or(Some(0));
+                continue;
+            }
             let expected = next.unwrap_or(segment.first_batch);
             if segment.first_batch != expected || segment.first_batch >= truth[i] {
                 // A left-over of a tail that an earlier recovery gave up; or the run is broken, and what follows shows whether
@@ -331,15 +352,16 @@ impl Journal {
                 continue;
             }
             self.walk_segment(&mut reader, i, expected..truth[i], &mut batches, &mut seen)?;
+            first = first.or(Some(expected));
             next = Some(batches.last().map_or(expected, |b| b.header.sequence + 1));
             // Its headers are known now, and its data is asked for much later.
             segment.file.drop_cached(0, self.segment_bytes);
         }
         let durable = seen.durable;
-        // What came before the oldest use is not missing. Where nobody knows that use's first batch, it was the one before the first that is
-        // there, or an earlier one.
-        let first = used.first().map(|segment| segment.first_batch).filter(|first| *first > 0);
-        let first = first.unwrap_or(if seen.lowest == u64::MAX { 1 } else { seen.lowest.saturating_sub(1).max(1) });
+        // What came before the beginning is not missing. Where nobody knows the first batch, it was the one before the lowest that is there,
+        // or an earlier one.
+        let guessed = if seen.lowest == u64::MAX { 1 } else { seen.lowest - 1 };
+        let first = first.unwrap_or(guessed).max(1);
         let (mut intact, mut keep) = (first - 1, 0);
         let mut data = Vec::new();
         for Found { segment: number, page, header, entries } in batches {
@@ -360,11 +382,15 @@ impl Journal {
         for (i, segment) in used.into_iter().enumerate() {
             // Those that hold nothing too: the newest header says which segments are dead, and a power cut must not take that back.
             segment.file.sync_data().map_err(failed("making the recovered journal durable"))?;
-            if i < keep {
+            let free = FreeSegment { slot: segment.slot, sequence: 0, file: segment.file.clone() };
+            if i < keep && segment.first_batch > 0 {
                 append.live.push_back(segment);
-            } else {
-                append.free.push_back(FreeSegment { slot: segment.slot, sequence: 0, file: segment.file.clone() });
+                continue;
             }
+            if segment.first_batch == 0 {
+                append.unbegun.push(free.clone());
+            }
+            append.free.push_back(free);
         }
         append.next_batch = intact + 1;
         self.accepted.store(append.next_batch - 1, Ordering::Release);
@@ -463,6 +489,7 @@ impl Journal {
                 let (next, sequence) = append.take_free().ok_or(JournalError::Full)?;
                 self.write_header(append, &next, sequence, append.next_batch)?;
                 self.sync_header(&next)?;
+                self.wipe_unbegun(append, next.slot)?;
                 (next, sequence)
             }
         };
@@ -493,15 +520,25 @@ impl Journal {
             }
             prepared
         };
+        let settled = Settling(&prepared);
         failpoint::hit(failpoint::JOURNAL_PREPARE);
         let synced = self.sync_header(&prepared.next);
         prepared.settle(synced.is_ok());
+        drop(settled);
         synced
     }
 
-    /// Whether a segment should be prepared.
-    pub(crate) fn wants_segment(&self) -> bool {
-        self.unprepared.load(Ordering::Relaxed) && !self.is_failed()
+    /// Whether a segment should be prepared: says yes to one caller, who then does it.
+    pub(crate) fn claim_preparing(&self) -> bool {
+        self.unprepared.load(Ordering::Relaxed) && self.unprepared.swap(false, Ordering::Relaxed)
+    }
+
+    fn wipe_unbegun(&self, append: &mut Append, taken: u32) -> Result<(), JournalError> {
+        for segment in append.unbegun.drain(..).filter(|segment| segment.slot != taken) {
+            let wiped = segment.file.write_at(0, &[IoSlice::new(&[0; PAGE])]).and_then(|()| segment.file.sync_data());
+            wiped.map_err(|cause| self.header_failed(cause))?;
+        }
+        Ok(())
     }
 
     fn write_header(&self, append: &Append, to: &FreeSegment, sequence: u64, first_batch: u64) -> Result<(), JournalError> {
@@ -749,8 +786,6 @@ struct Walk {
     id: u64,
     used: Vec<SegmentUse>,
     free: VecDeque<FreeSegment>,
-    /// Files whose headers hold nothing but had a say.
-    believed: Vec<Arc<dyn DiskFile>>,
     next_segment: u64,
 }
 
@@ -778,24 +813,16 @@ impl Walk {
         let next_segment = headers.last().map_or(1, |(header, _)| header.sequence + 1);
         let ours = headers.iter().filter(|(header, _)| header.journal == id);
         let oldest = ours.map(|(header, _)| header.oldest).max().unwrap_or(0);
-        let (mut used, mut believed) = (Vec::new(), Vec::new());
+        let mut used = Vec::new();
         for (header, segment) in headers {
             if header.journal != id || header.sequence < oldest {
                 free.push_back(segment);
                 continue;
             }
             let first_batch = if header.first_batch == 0 { first_batch_in(&segment, &header)? } else { header.first_batch };
-            // A prepared one that holds nothing was never begun, or power or rot took what it held. In the middle the batches around it
-            // tell: they follow one another or not. At the front it was begun, or whoever came after would have said that nothing that old
-            // is needed: what follows must not pass for the beginning.
-            if first_batch > 0 || used.is_empty() {
-                used.push(SegmentUse { slot: segment.slot, sequence: header.sequence, first_batch, file: segment.file });
-            } else {
-                believed.push(segment.file.clone());
-                free.push_back(segment);
-            }
+            used.push(SegmentUse { slot: segment.slot, sequence: header.sequence, first_batch, file: segment.file });
         }
-        Ok(Self { id, used, free, believed, next_segment })
+        Ok(Self { id, used, free, next_segment })
     }
 }
 

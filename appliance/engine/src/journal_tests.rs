@@ -227,9 +227,10 @@ fn with_prepared(disk: &Arc<dyn Disk>, count: u64) {
     let mut held = Vec::new();
     for block in 0..count {
         held.push(append(&journal, block, 9).expect("append"));
-        assert_eq!(journal.wants_segment(), held.len() == 1 || block % 511 == 0 && block < 1533, "at {block}");
+        assert_eq!(journal.claim_preparing(), block % 511 == 0 && block < 1533, "at {block}");
+        assert!(!journal.claim_preparing());
         journal.prepare().expect("prepared");
-        assert!(!journal.wants_segment());
+        assert!(!journal.claim_preparing());
     }
 }
 
@@ -304,25 +305,50 @@ fn what_follows_a_segment_that_power_emptied_does_not_pass_for_the_beginning() {
 }
 
 #[test]
-fn a_durable_batch_that_rots_at_the_beginning_is_damage() {
-    let disk = disk();
-    let (journal, ..) = open(&disk);
-    let mut held = Vec::new();
-    for block in 0..1200 {
-        let segment = append(&journal, block, 9).expect("append");
-        if block >= 511 {
-            held.push(segment);
+fn a_durable_batch_that_rots_at_the_beginning_of_a_segment_is_damage() {
+    // At the front of the run, in its middle, and in the newest segment.
+    for (rotten, kept) in [(2, 511), (3, 1022), (4, 1533)] {
+        let disk = disk();
+        let (journal, ..) = open(&disk);
+        let mut held = Vec::new();
+        for block in 0..1700 {
+            let segment = append(&journal, block, 9).expect("append");
+            if block >= 511 {
+                held.push(segment);
+            }
+            journal.prepare().expect("prepared");
         }
+        journal.sync().expect("synced");
+        append(&journal, 1700, 9).expect("append");
+        let slot = (0..4).find(|slot| header(&disk, *slot).is_some_and(|header| header.sequence == rotten)).expect("a slot");
+        drop((journal, held));
+        write(&disk, slot, 1, b"rot");
+        let (journal, replayed, _) = open(&disk);
+        assert!(replayed.iter().all(|block| *block < kept), "{rotten}: to {:?}", replayed.last());
+        assert!(journal.is_damaged(), "{rotten}");
+    }
+}
+
+#[test]
+fn a_segment_that_an_earlier_life_prepared_does_not_hide_what_a_later_one_wrote() {
+    let disk = disk();
+    with_prepared(&disk, 20);
+    // Another life: it begins a segment, lets the first one go, and goes on until that one's place is used again.
+    let (journal, _, held) = open(&disk);
+    append(&journal, 20, 9).expect("append");
+    assert_eq!((0..4).filter_map(|slot| header(&disk, slot)).filter(|header| header.first_batch == 0).count(), 0, "none is left");
+    journal.prepare().expect("prepared");
+    drop(held);
+    let mut held = Vec::new();
+    for block in 21..1200 {
+        held.push(append(&journal, block, 9).expect("append"));
         journal.prepare().expect("prepared");
     }
-    journal.sync().expect("synced");
-    append(&journal, 1200, 9).expect("append");
-    let slot = (0..4).find(|slot| header(&disk, *slot).is_some_and(|header| header.sequence == 2)).expect("a slot");
     drop((journal, held));
-    write(&disk, slot, 1, b"rot");
+    write(&disk, newest(&disk), 0, b"rot");
     let (journal, replayed, _) = open(&disk);
-    assert!(replayed.iter().all(|block| *block < 511));
-    assert!(journal.is_damaged());
+    assert!(replayed.ends_with(&(21..1200).collect::<Vec<_>>()), "{:?} to {:?}", replayed.first(), replayed.last());
+    assert!(!journal.is_damaged());
 }
 
 #[test]

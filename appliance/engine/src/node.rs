@@ -154,6 +154,24 @@ impl Core {
         (self.delta_bytes / volumes).max(256 << 10)
     }
 
+    /// Has somebody do what the journal needs although nobody waits for it yet.
+    pub(crate) fn see_to_journal(&self) {
+        self.syncer.nudge();
+        // A simulation prepares where it syncs.
+        if self.config.background == Background::Running && self.journal.claim_preparing() {
+            let journal = self.journal.clone();
+            // Not the thread of the syncs: while much is written it has no time between them.
+            self.runtime.spawn_blocking(move || {
+                if let Err(error) = journal.prepare() {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "the next segment of the journal could not be prepared"
+                    );
+                }
+            });
+        }
+    }
+
     /// The right to the memory that a container of `bytes` takes on its way, parity and copies included; None when the node ends.
     pub(crate) async fn admit(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         // One that is larger than all there is goes alone.
@@ -255,7 +273,7 @@ impl Node {
             runtime: seams.runtime,
             lineage,
             pages,
-            buffers: PageBuffers::keeping((budget.upload_mib as usize) << 20),
+            buffers: PageBuffers::keeping((budget.upload_mib as usize) << 19),
             upload_permits: Arc::new(Semaphore::new(budget.upload_mib as usize)),
             upload_mib: budget.upload_mib,
             work: Notify::new(),

@@ -77,13 +77,17 @@ impl Syncer {
         } else {
             let result = self.journal.sync().map(|_| ()).map_err(|_| IoError::Io);
             answer(waiter, result);
-            self.prepare();
+            if self.journal.claim_preparing()
+                && let Err(error) = self.journal.prepare()
+            {
+                tracing::error!(error = &error as &dyn std::error::Error, "the next segment of the journal could not be prepared");
+            }
         }
     }
 
-    /// Has the thread see to what is due although nobody flushes: much was accepted, or a segment must be prepared.
+    /// Has the thread sync although nobody flushes, when much was accepted.
     pub(crate) fn nudge(&self) {
-        if self.has_chores() {
+        if self.journal.wants_sync() {
             self.wake.notify_one();
         }
     }
@@ -91,14 +95,14 @@ impl Syncer {
     fn serve_once(&self) {
         let waiters = {
             let mut waiting = self.waiting.lock();
-            let idle = waiting.is_empty() && !self.has_chores();
+            let idle = waiting.is_empty() && !self.journal.wants_sync();
             if idle && self.threaded.load(Ordering::Acquire) && !self.stop.load(Ordering::Acquire) {
                 self.wake.wait_for(&mut waiting, IDLE_SYNC);
             }
             std::mem::take(&mut *waiting)
         };
         if waiters.is_empty() && self.journal.durable() == self.journal.accepted() {
-            return self.prepare();
+            return;
         }
         // Taken before the sync began, so all of them were accepted before it and are covered.
         let result = match self.journal.sync() {
@@ -116,21 +120,6 @@ impl Syncer {
                 answer(waiter, result);
             }
         });
-        self.prepare();
-    }
-
-    /// After the flushes: they do not wait for it.
-    fn prepare(&self) {
-        if self.journal.wants_segment()
-            && let Err(error) = self.journal.prepare()
-        {
-            tracing::error!(error = &error as &dyn std::error::Error, "the next segment of the journal could not be prepared");
-        }
-    }
-
-    /// Whether there is something to do although nobody flushes.
-    fn has_chores(&self) -> bool {
-        self.journal.wants_sync() || self.journal.wants_segment()
     }
 }
 

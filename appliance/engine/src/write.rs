@@ -325,7 +325,7 @@ impl Volume {
         if closed {
             self.core.work.notify_one();
         }
-        self.core.syncer.nudge();
+        self.core.see_to_journal();
         Accepted::Yes(written.sequence)
     }
 

@@ -69,6 +69,10 @@ impl<Fd: AsFd> Writer<Fd> {
     /// Copies bytes that cannot be written from where they stand.
     fn gather(&mut self, mut rest: &[u8]) -> io::Result<()> {
         while !rest.is_empty() {
+            // Not as soon as it is full: what comes next may be aligned, and one write takes both.
+            if self.filled == self.gathered.len() {
+                self.write(&[])?;
+            }
             let space = self.gathered.get_mut(self.filled..).unwrap_or_default();
             let (now, later) = rest.split_at(rest.len().min(space.len()));
             if let Some(space) = space.get_mut(..now.len()) {
@@ -76,9 +80,6 @@ impl<Fd: AsFd> Writer<Fd> {
             }
             self.filled += now.len();
             rest = later;
-            if self.filled == self.gathered.len() {
-                self.write(&[])?;
-            }
         }
         Ok(())
     }
