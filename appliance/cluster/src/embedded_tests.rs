@@ -1,3 +1,5 @@
+//! The embedded registry on a real directory: copies, damage, what a crash leaves.
+
 use std::fs;
 use std::path::Path;
 

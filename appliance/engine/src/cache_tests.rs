@@ -1,3 +1,5 @@
+//! The dedupe cache: hits, eviction, restart, damage.
+
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;

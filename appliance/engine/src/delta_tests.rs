@@ -1,3 +1,5 @@
+//! A layer of map changes against a plain ordered map.
+
 use std::collections::BTreeMap;
 use std::time::Instant;
 

@@ -47,8 +47,11 @@ const MIN_SEGMENT_BYTES: u64 = 4 << 20;
 
 /// Accepted bytes after which a sync is due although nobody flushes.
 const SYNC_BYTES: u64 = 16 << 20;
-/// Durable bytes that stay in the page cache: under light load containers are sealed from there.
+/// Durable bytes that stay in the page cache: containers are sealed from there, and what had to be read back from the SSD would cost it as
+/// much as the journal's own writes. The system takes these pages when it needs them.
 const CACHED_BYTES: u64 = 512 << 20;
+/// Up to this length neighbouring ranges of the page cache are one: a guest that flushes every block must not make a list of blocks.
+const CACHED_RANGE: u64 = 1 << 20;
 
 /// Why the journal could not be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +164,12 @@ impl PageCacheTail {
         self.bytes -= self.ranges.iter().filter(|range| stale(range)).map(|(_, _, bytes)| bytes).sum::<u64>();
         self.ranges.retain(|range| !stale(range));
         self.bytes += len;
-        self.ranges.push_back((file, offset, len));
+        match self.ranges.back_mut() {
+            Some((last, at, bytes)) if Arc::ptr_eq(last, &file) && *at + *bytes == offset && *bytes + len <= CACHED_RANGE => {
+                *bytes += len
+            }
+            _ => self.ranges.push_back((file, offset, len)),
+        }
         while self.bytes > CACHED_BYTES
             && let Some((file, offset, len)) = self.ranges.pop_front()
         {

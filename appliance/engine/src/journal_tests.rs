@@ -363,6 +363,19 @@ fn the_first_segment_after_recovery_says_durably_where_the_truth_begins() {
 }
 
 #[test]
+fn many_small_syncs_leave_a_short_list_of_what_is_cached() {
+    let disk = disk();
+    let (journal, ..) = open(&disk);
+    for block in 0..2000 {
+        append(&journal, block, 9).expect("append");
+        journal.sync().expect("synced");
+    }
+    let cached = &journal.syncing.lock().cached;
+    assert!(cached.ranges.len() < 64, "{} ranges of {} bytes", cached.ranges.len(), cached.bytes);
+    assert_eq!(cached.bytes, cached.ranges.iter().map(|(_, _, bytes)| bytes).sum::<u64>());
+}
+
+#[test]
 fn the_segment_let_go_last_is_used_next() {
     let disk = disk();
     let (journal, ..) = open(&disk);

@@ -1,3 +1,5 @@
+//! The map over pages and layers against a plain ordered map.
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;

@@ -1,3 +1,5 @@
+//! Where map pages are kept on the SSD: what survives, what is refused.
+
 use std::fs;
 use std::path::Path;
 

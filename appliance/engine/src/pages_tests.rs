@@ -1,3 +1,5 @@
+//! The cache of map pages: bounds, sharing, failures.
+
 use std::sync::Arc;
 
 use lamina_contract::{Epoch, VolumeId};
