@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use crate::error::EngineError;
 use crate::failpoint;
 use crate::inflight::{EntryOp, Inflight};
+use crate::layers::Layers;
 use crate::mutant::{self, Mutant};
 use crate::namespace::{Namespace, epoch_of, parse_manifest_key};
 use crate::seal::{Damage, JournalDamage, Sealed, SealedObject};
@@ -339,9 +340,8 @@ impl Volume {
         self.behind.stored_sco.store(state.manifest.last_sco.0, Ordering::Release);
         let mut freed = 0;
         for stored in &batch {
-            let mut layers = self.layers.write();
             freed += stored.container.journal_bytes;
-            layers.commit(&stored.container, &stored.sealed.tlog);
+            Layers::commit(&self.layers, &stored.container, &stored.sealed.tlog);
         }
         self.core.throttle.stored(freed);
         self.count_stored(&batch);
