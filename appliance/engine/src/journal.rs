@@ -368,7 +368,7 @@ impl Journal {
         let durable = seen.durable;
         // What came before the beginning is not missing. Where nobody knows the first batch, it was the one before the lowest that is there,
         // or an earlier one.
-        let guessed = if seen.lowest == u64::MAX { 1 } else { seen.lowest - 1 };
+        let guessed = if seen.lowest == u64::MAX { 1 } else { seen.lowest.saturating_sub(1) };
         let first = first.unwrap_or(guessed).max(1);
         let (mut intact, mut keep) = (first - 1, 0);
         let mut data = Vec::new();
