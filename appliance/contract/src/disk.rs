@@ -14,14 +14,23 @@ use std::sync::Arc;
 /// What happens when a [`DiskFile::read_later`] is done: the buffer comes back, filled, or the error.
 pub type ReadDone = Box<dyn FnOnce(io::Result<Vec<u8>>) + Send>;
 
+/// What a new file's space is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// Set aside. The first write of a place also changes what the file system knows of it.
+    Allocated,
+    /// Written with zeros, durably: a write and its sync change bytes and nothing else, as in any place written before.
+    Written,
+}
+
 /// A flat directory of files on the node's SSD.
 pub trait Disk: Send + Sync {
-    /// Makes `name` with `len` bytes of allocated space that reads as zeros, or opens it when it exists with that length.
+    /// Makes `name` with `len` bytes that read as zeros, or opens it when it exists with that length, as it was made.
     /// Replaces one of another length.
     ///
     /// # Errors
     /// The system's error; `StorageFull` when there is no space.
-    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>>;
+    fn create(&self, name: &str, len: u64, space: Space) -> io::Result<Arc<dyn DiskFile>>;
 
     /// Opens an existing file.
     ///

@@ -16,7 +16,7 @@ pub use buffers::{PAGE_ALIGN, PageBuffer, PageBuffers};
 pub use clock::{Clock, ManualClock, Timestamp};
 pub use coordination::{Coordination, CoordinationError, Ownership, VolumeRecord, VolumeSpec};
 pub use device::{BlockDevice, DeviceGeometry, IoError, Op, Request, Transfer, Transferable};
-pub use disk::{Disk, DiskFile, ReadDone};
+pub use disk::{Disk, DiskFile, ReadDone, Space};
 pub use units::{
     BlockAddress, BlockSize, ByteSize, Epoch, Fingerprint, Generation, Lba, Location, Policy, PolicyError, SECTOR_BYTES, ScoNumber,
     ScoSize, SectorCount, TlogNumber, UnitError, VolumeId, VolumeName,

@@ -6,7 +6,7 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use lamina_contract::{Disk, DiskFile};
+use lamina_contract::{Disk, DiskFile, Space};
 use lamina_formats::cache::{PAGE_BYTES, RegionHeader, SlotEntry};
 
 /// Regions in a file: with regions of 16 MiB a file is 1 GiB, so a cache of 1 TiB holds 1,024 files open.
@@ -36,7 +36,7 @@ impl Regions {
                 disk.remove(&name)?;
             }
         }
-        let files = names.iter().map(|name| disk.create(name, len)).collect::<io::Result<Vec<_>>>()?;
+        let files = names.iter().map(|name| disk.create(name, len, Space::Allocated)).collect::<io::Result<Vec<_>>>()?;
         let count = (len / region_bytes) as u32 * files.len() as u32;
         Ok(Self { files, region_bytes, count })
     }

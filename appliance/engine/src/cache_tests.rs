@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use lamina_contract::{Disk, DiskFile, Fingerprint, VolumeId};
+use lamina_contract::{Disk, DiskFile, Fingerprint, Space, VolumeId};
 use parking_lot::{Mutex, RwLock};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 use proptest::{collection, prop_assert, prop_assert_eq};
@@ -69,7 +69,7 @@ struct MemDisk {
 }
 
 impl Disk for MemDisk {
-    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+    fn create(&self, name: &str, len: u64, _: Space) -> io::Result<Arc<dyn DiskFile>> {
         let mut files = self.files.lock();
         if let Some(file) = files.get(name)
             && file.len() == len
@@ -390,7 +390,7 @@ fn a_broken_disk_turns_the_cache_off_and_nothing_else() {
         cache.close();
     }
     let disk = Arc::new(MemDisk::default());
-    disk.create(&format!("dedupe-{}-00000", 128 * KIB), 1024 * KIB).expect("made");
+    disk.create(&format!("dedupe-{}-00000", 128 * KIB), 1024 * KIB, Space::Allocated).expect("made");
     disk.broken.store(true, Ordering::SeqCst);
     assert!(DedupeCache::open(disk, config(1024 * KIB, Upkeep::Inline)).is_err());
 }

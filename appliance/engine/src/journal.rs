@@ -22,7 +22,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use lamina_contract::{Disk, DiskFile};
+use lamina_contract::{Disk, DiskFile, Space};
 use lamina_formats::journal::{
     BatchHeader, JournalEntry, JournalOp, PAGE, SegmentHeader, block_sum, claimed_header_pages, decode_batch, encode_batch,
     header_pages,
@@ -34,7 +34,7 @@ use crate::failpoint;
 /// Shape of the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JournalConfig {
-    /// Space on the SSD in bytes, allocated when the journal is made.
+    /// Space on the SSD in bytes, written when the journal is made.
     pub bytes: u64,
     /// Length of a segment in bytes: a multiple of 4 KiB, at least 4 MiB.
     pub segment_bytes: u64,
@@ -281,13 +281,14 @@ impl Journal {
         // Existing segments keep their length: their content may be needed. A new length takes effect on an empty directory.
         let segment_bytes = present.first().map_or(config.segment_bytes, |s| s.file.len());
         let wanted = (config.bytes / segment_bytes).max(MIN_SEGMENTS);
-        for slot in 0..wanted {
-            let slot = slot as u32;
-            if !present.iter().any(|s| s.slot == slot && s.file.len() == segment_bytes) {
-                present.retain(|s| s.slot != slot);
-                let file = disk.create(&segment_name(slot), segment_bytes).map_err(failed("allocating a segment"))?;
-                present.push(FreeSegment { slot, sequence: 0, file });
-            }
+        present.retain(|s| s.file.len() == segment_bytes || u64::from(s.slot) >= wanted);
+        let missing: Vec<u32> = (0..wanted as u32).filter(|slot| !present.iter().any(|s| s.slot == *slot)).collect();
+        if !missing.is_empty() {
+            tracing::info!(segments = missing.len(), bytes = missing.len() as u64 * segment_bytes, "journal: writing its space");
+        }
+        for slot in missing {
+            let file = disk.create(&segment_name(slot), segment_bytes, Space::Written).map_err(failed("making a segment"))?;
+            present.push(FreeSegment { slot, sequence: 0, file });
         }
         disk.sync_names().map_err(failed("making segment names durable"))?;
         let segments = present.len() as u64;

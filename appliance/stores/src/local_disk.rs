@@ -2,6 +2,9 @@
 //!
 //! Space is allocated when a file is made, so that a full disk is said then and never in the middle of a write. A new file is made
 //! aside and renamed, so a crash leaves the old one, the new one or (removed at the next open) an unfinished one under a hidden name.
+//! For a file of [`Space::Written`] the space is zeroed as well: to ext4 and XFS allocated space is *unwritten*, and making it written is a
+//! transaction of their own journals at the first sync of each place. That doubles what the sync costs, and on ext4 it is not safe: when its
+//! journal has stopped, `fdatasync` returns success all the same (`docs/decisions/2026-11-22-journal-space-is-written.md`).
 //! A file whose sync failed once refuses every later sync, also through another handle, until the process ends: what the page cache
 //! says of it is no longer what the device has.
 //!
@@ -15,7 +18,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use lamina_contract::{Disk, DiskFile, ReadDone};
+use lamina_contract::{Disk, DiskFile, ReadDone, Space};
 use parking_lot::Mutex;
 use rustix::fs::{Advice, AtFlags, CWD, Dir, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -120,9 +123,11 @@ fn check_name(name: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes of zeros written at once.
+const ZEROS: usize = 1 << 20;
+
 /// Gives the whole file its space. Where the file system cannot allocate, zeros are written instead.
 fn allocate(fd: &OwnedFd, len: u64) -> io::Result<()> {
-    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     if len == 0 {
         return Ok(());
     }
@@ -135,17 +140,33 @@ fn allocate(fd: &OwnedFd, len: u64) -> io::Result<()> {
         }
     }
     // Only what is not there yet: an existing file keeps its bytes.
-    let mut at = rustix::fs::fstat(fd)?.st_size as u64;
-    while at < len {
-        let step = (len - at).min(ZEROS.len() as u64);
-        write_all_at(fd, at, &[IoSlice::new(ZEROS.get(..step as usize).unwrap_or(&ZEROS))])?;
+    write_zeros(fd, rustix::fs::fstat(fd)?.st_size as u64, len)
+}
+
+fn write_zeros(fd: &OwnedFd, from: u64, to: u64) -> io::Result<()> {
+    let zeros = vec![0; ZEROS.min(usize::try_from(to.saturating_sub(from)).unwrap_or(ZEROS))];
+    let mut at = from;
+    while at < to {
+        let step = (to - at).min(zeros.len() as u64);
+        write_all_at(fd, at, &[IoSlice::new(&zeros[..step as usize])])?;
         at += step;
     }
     Ok(())
 }
 
+/// Space for a new file. Durable before the file has its name: by the name nobody could tell whether it was written.
+fn provide(fd: &OwnedFd, len: u64, space: Space) -> io::Result<()> {
+    allocate(fd, len)?;
+    let Some(bytes) = NonZeroU64::new(len).filter(|_| space == Space::Written) else { return Ok(()) };
+    write_zeros(fd, 0, len)?;
+    rustix::fs::fsync(fd)?;
+    // Nobody reads these zeros. That the system keeps them all the same harms nobody.
+    let _ = rustix::fs::fadvise(fd, 0, Some(bytes), Advice::DontNeed);
+    Ok(())
+}
+
 impl Disk for LocalDisk {
-    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+    fn create(&self, name: &str, len: u64, space: Space) -> io::Result<Arc<dyn DiskFile>> {
         check_name(name)?;
         match self.open_file(name) {
             Ok(file) if file.len == len => {
@@ -160,7 +181,7 @@ impl Disk for LocalDisk {
         self.remove_name(&aside)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.directory, aside.as_str(), flags, Mode::from_raw_mode(0o640))?;
-        let made = allocate(&fd, len)
+        let made = provide(&fd, len, space)
             .and_then(|()| rustix::fs::renameat(&self.directory, aside.as_str(), &self.directory, name).map_err(io::Error::from))
             .and_then(|()| self.file(fd));
         match made {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use lamina_contract::{Disk, DiskFile};
+use lamina_contract::{Disk, DiskFile, Space};
 use parking_lot::{Mutex, RwLock};
 
 /// Files by name.
@@ -19,7 +19,7 @@ struct MemoryFile {
 }
 
 impl Disk for MemoryDisk {
-    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+    fn create(&self, name: &str, len: u64, _: Space) -> io::Result<Arc<dyn DiskFile>> {
         let wanted = usize::try_from(len).map_err(|_| io::ErrorKind::StorageFull)?;
         let mut files = self.files.lock();
         if let Some(file) = files.get(name).filter(|file| file.len() == len) {

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, IoSlice};
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
 
-use lamina_contract::{Disk, DiskFile};
+use lamina_contract::{Disk, DiskFile, Space};
 use lamina_stores::conformance::sample;
 use lamina_stores::{LocalDisk, MemoryDisk};
 
@@ -22,7 +22,7 @@ fn read(file: &dyn DiskFile, offset: u64, len: usize) -> Vec<u8> {
 fn behaves(disk: &dyn Disk) {
     assert!(disk.list().expect("listed").is_empty());
     assert_eq!(disk.open("none").err().map(|error| error.kind()), Some(ErrorKind::NotFound));
-    let file = disk.create("segment-1", 1 << 20).expect("created");
+    let file = disk.create("segment-1", 1 << 20, Space::Allocated).expect("created");
     assert_eq!((file.len(), file.is_empty()), (1 << 20, false));
     assert_eq!(read(&*file, 0, 1 << 20), vec![0; 1 << 20], "a new file reads as zeros");
     let bytes = sample(1, 300_000);
@@ -40,12 +40,12 @@ fn behaves(disk: &dyn Disk) {
     file.sync_data().expect("synced");
     disk.sync_names().expect("synced");
     // The same length opens, another replaces.
-    let again = disk.create("segment-1", 1 << 20).expect("opened");
+    let again = disk.create("segment-1", 1 << 20, Space::Allocated).expect("opened");
     assert_eq!(read(&*again, 4096, 100), bytes[..100]);
-    let shorter = disk.create("segment-1", 8192).expect("replaced");
+    let shorter = disk.create("segment-1", 8192, Space::Allocated).expect("replaced");
     assert_eq!(read(&*shorter, 0, 8192), vec![0; 8192]);
     assert_eq!(read(&*file, 4096, 100), bytes[..100], "who had the old one still has it");
-    disk.create("other", 0).expect("an empty one");
+    disk.create("other", 0, Space::Allocated).expect("an empty one");
     disk.rename("segment-1", "other").expect("renamed over");
     assert_eq!(disk.list().expect("listed"), ["other"]);
     assert_eq!(disk.open("other").expect("opened").len(), 8192);
@@ -54,7 +54,7 @@ fn behaves(disk: &dyn Disk) {
     assert!(disk.rename("other", "x").is_err());
     assert!(disk.list().expect("listed").is_empty());
     // In the background: many at once, past the end too.
-    let file = disk.create("data", 4 << 20).expect("created");
+    let file = disk.create("data", 4 << 20, Space::Allocated).expect("created");
     let bytes = sample(2, 4 << 20);
     write(&*file, 0, &bytes);
     let (send, receive) = mpsc::channel();
@@ -94,10 +94,10 @@ fn space_is_allocated_when_a_file_is_made() {
     use std::os::unix::fs::MetadataExt;
     let directory = tempfile::tempdir().expect("a directory");
     let disk = LocalDisk::open(directory.path()).expect("opened");
-    disk.create("segment", 8 << 20).expect("created");
+    disk.create("segment", 8 << 20, Space::Allocated).expect("created");
     let blocks = std::fs::metadata(directory.path().join("segment")).expect("there").blocks();
     assert!(blocks * 512 >= 8 << 20, "{blocks} blocks");
-    let error = disk.create("huge", 1 << 50).err().expect("no disk is that large");
+    let error = disk.create("huge", 1 << 50, Space::Allocated).err().expect("no disk is that large");
     assert!(matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::FileTooLarge), "{error}");
     assert_eq!(disk.list().expect("listed"), ["segment"]);
     assert_eq!(std::fs::read_dir(directory.path()).expect("listed").count(), 1, "nothing of it stays");
@@ -118,7 +118,10 @@ fn names_that_lead_elsewhere_are_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = LocalDisk::open(directory.path()).expect("opened");
     for name in ["", ".", "..", "../x", "a/b", ".hidden", "nul\0"] {
-        assert!(disk.create(name, 1).is_err() && disk.open(name).is_err() && disk.remove(name).is_err(), "{name:?}");
+        assert!(
+            disk.create(name, 1, Space::Allocated).is_err() && disk.open(name).is_err() && disk.remove(name).is_err(),
+            "{name:?}"
+        );
         assert!(disk.rename(name, "x").is_err() && disk.rename("x", name).is_err(), "{name:?}");
     }
     std::os::unix::fs::symlink("/etc/passwd", directory.path().join("link")).expect("linked");
@@ -131,7 +134,7 @@ fn names_that_lead_elsewhere_are_refused() {
 fn what_was_just_written_is_cached_and_what_was_dropped_is_not() {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = LocalDisk::open(directory.path()).expect("opened");
-    let file = disk.create("data", 64 << 20).expect("created");
+    let file = disk.create("data", 64 << 20, Space::Allocated).expect("created");
     let bytes = sample(1, 4096);
     write(&*file, 32 << 20, &bytes);
     let mut buf = vec![0; 4096];
@@ -152,7 +155,7 @@ fn what_was_just_written_is_cached_and_what_was_dropped_is_not() {
 fn a_receiver_that_panics_or_ends_the_disk_harms_nobody_else() {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = LocalDisk::open(directory.path()).expect("opened");
-    let file = disk.create("data", 4096).expect("created");
+    let file = disk.create("data", 4096, Space::Allocated).expect("created");
     let (send, receive) = mpsc::channel();
     file.read_later(0, vec![0; 4096], Box::new(|_| panic!("a receiver's bug")));
     let other = send.clone();
@@ -177,4 +180,18 @@ fn a_receiver_that_panics_or_ends_the_disk_harms_nobody_else() {
     barrier.wait();
     drop(send);
     assert_eq!(receive.iter().filter(|ok| *ok).count(), 600, "every read is answered");
+}
+
+#[test]
+fn written_space_has_no_hole_and_allocated_space_is_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = LocalDisk::open(directory.path()).expect("opened");
+    // Longer than what is zeroed at once, and no multiple of it.
+    let len = (5 << 20) + 4096;
+    for (space, hole) in [(Space::Written, len), (Space::Allocated, 0)] {
+        disk.create("segment", len, space).expect("created");
+        let file = std::fs::File::open(directory.path().join("segment")).expect("there");
+        assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).expect("sought"), hole, "{space:?}");
+        disk.remove("segment").expect("removed");
+    }
 }

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use lamina_contract::{Disk, DiskFile};
+use lamina_contract::{Disk, DiskFile, Space};
 use parking_lot::Mutex;
 
 use crate::disk_image::{DiskEvent, DiskImage, FileId, Pages, get, put};
@@ -70,7 +70,7 @@ impl SimDisk {
 }
 
 impl Disk for SimDisk {
-    fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+    fn create(&self, name: &str, len: u64, _: Space) -> io::Result<Arc<dyn DiskFile>> {
         self.shared.fault()?;
         let mut names = self.names.lock();
         if let Some(file) = names.files.get(name).filter(|file| file.len == len) {
