@@ -88,9 +88,7 @@ struct Turns {
 struct Stored {
     container: Arc<Inflight>,
     sealed: Sealed,
-    /// What of it is for the cache.
-    cacheable: Option<SealedObject>,
-    /// The right to its memory; without an object, to that of its TLog entries.
+    /// The right to the memory of its TLog entries.
     _permit: OwnedSemaphorePermit,
 }
 
@@ -280,16 +278,15 @@ impl Volume {
             let sealed = volume.core.run_heavy(move || sealer.seal(&closed, read, damage)).await;
             let (sealed, object) = sealed.ok_or(Trouble::Interrupted)?.map_err(Trouble::Damage)?;
             let _ = tell_sealed.send(());
-            if let Some(object) = &object {
-                volume.send(container.number, object).await?;
+            if let Some(object) = object {
+                volume.send(container.number, &object).await?;
+                volume.fill_cache(&sealed, object).await;
             }
-            let cacheable = object.filter(|_| volume.has_cache_to_fill());
-            if cacheable.is_none()
-                && let Some(rest) = permit.split(1)
-            {
+            // Those behind need its memory more than it needs company until it is committed.
+            if let Some(rest) = permit.split(1) {
                 permit = rest;
             }
-            Ok(Stored { container, sealed, cacheable, _permit: permit })
+            Ok(Stored { container, sealed, _permit: permit })
         });
         state.uploads.push_back(Upload { work, turns: Some(Turns { admitted, sealed }) });
         true
@@ -345,7 +342,6 @@ impl Volume {
         }
         self.core.throttle.stored(freed);
         self.count_stored(&batch);
-        self.fill_cache(&batch);
         drop(batch);
         self.core.journal.reclaim(&mut self.core.journal.lock());
         self.core.see_to_journal();
@@ -504,19 +500,23 @@ impl Volume {
         !self.core.presses() && stats.bytes < stats.capacity / 8 * 7
     }
 
-    /// What was just stored is likely to be read again.
-    fn fill_cache(&self, batch: &[Stored]) {
-        for Stored { sealed, cacheable, .. } in batch {
-            let Some(object) = cacheable.as_ref().filter(|_| self.has_cache_to_fill()) else { continue };
-            let stored = sealed.tlog.iter().filter_map(|e| match e.op {
-                TlogOp::Data { fingerprint, .. } => Some(fingerprint),
-                _ => None,
-            });
-            let blocks: Vec<(Fingerprint, &[u8])> = stored.zip(object.blocks.chunks_exact(self.block_size().bytes())).collect();
-            for (fingerprint, bytes) in blocks {
-                self.core.cache.insert(self.id(), &fingerprint, bytes);
-            }
+    /// What was just stored is likely to be read again. Right whether or not it is ever committed: the cache knows blocks by their content.
+    async fn fill_cache(self: &Arc<Self>, sealed: &Sealed, object: SealedObject) {
+        if !self.has_cache_to_fill() {
+            return;
         }
+        let stored = sealed.tlog.iter().filter_map(|entry| match entry.op {
+            TlogOp::Data { fingerprint, .. } => Some(fingerprint),
+            _ => None,
+        });
+        let stored: Vec<Fingerprint> = stored.collect();
+        let volume = self.clone();
+        let filled = self.core.run_heavy(move || {
+            for (fingerprint, bytes) in stored.iter().zip(object.blocks.chunks_exact(volume.block_size().bytes())) {
+                volume.core.cache.insert(volume.id(), fingerprint, bytes);
+            }
+        });
+        filled.await;
     }
 }
 

@@ -12,7 +12,7 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;
 
 use crate::error::EngineError;
-use crate::seal::fingerprint;
+use crate::fingerprint::fingerprint;
 
 /// Indexes of containers kept in memory: 2 KiB each for containers of 1024 blocks, so about 8 MiB.
 const KEPT_INDEXES: usize = 4096;

@@ -8,7 +8,7 @@
 //!   afterwards returned. Appends are serialised, so batches are accepted in the order of their sequence.
 //! - A segment is held by the SCOs whose blocks it carries ([`SegmentUse`] is shared with them). It is put to new use when
 //!   nobody holds it any more; the oldest is let go first, so live segments are always one unbroken run.
-//! - The header of the next segment is made durable beforehand, in the background ([`Journal::prepare`]): an append that turns to it seldom
+//! - The headers of the next segments are made durable beforehand, in the background ([`Journal::prepare`]): an append that turns to one seldom
 //!   waits. It is not written again when the first batch is known: power lost in the middle of that could take what it says.
 //! - Recovery walks batches in order to the first that does not verify. It appends to a fresh segment whose header says from which
 //!   batch on it holds the truth: left-overs of the same or higher sequence in older segments are dead from then on.
@@ -44,6 +44,9 @@ pub struct JournalConfig {
 const MIN_SEGMENTS: u64 = 4;
 /// Shortest segment: the largest batch (1 MiB of data and its header) must leave little waste.
 const MIN_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Segments whose headers are durable ahead, in a journal of many: on a busy SSD a sync takes longer than a guest needs to fill one.
+const PREPARED: u64 = 3;
 
 /// Accepted bytes after which a sync is due although nobody flushes.
 const SYNC_BYTES: u64 = 16 << 20;
@@ -133,7 +136,7 @@ pub(crate) struct Journal {
     used_bytes: AtomicU64,
     written_bytes: AtomicU64,
     syncs: AtomicU64,
-    /// A segment is free and none is prepared.
+    /// A segment is free and too few are prepared.
     unprepared: AtomicBool,
     failed: AtomicBool,
     damaged: AtomicBool,
@@ -187,7 +190,7 @@ struct FreeSegment {
     file: Arc<dyn DiskFile>,
 }
 
-/// The next segment, while its header is made durable and after.
+/// One of the next segments, while its header is made durable and after.
 struct Prepared {
     /// With the number of its last use.
     next: FreeSegment,
@@ -228,7 +231,8 @@ pub(crate) struct Append {
     live: VecDeque<Arc<SegmentUse>>,
     /// In the order of their next use.
     free: VecDeque<FreeSegment>,
-    prepared: Option<Arc<Prepared>>,
+    /// In the order in which they will be begun; they follow the last live one.
+    prepared: VecDeque<Arc<Prepared>>,
     /// Free ones that recovery found prepared; wiped once the first header of this life is durable, so that any that a later recovery finds
     /// was prepared in the life that it ends.
     unbegun: Vec<FreeSegment>,
@@ -301,7 +305,7 @@ impl Journal {
             append: Mutex::new(Append {
                 live: VecDeque::new(),
                 free: walk.free,
-                prepared: None,
+                prepared: VecDeque::new(),
                 unbegun: Vec::new(),
                 freed_since: 0,
                 page: u32::MAX,
@@ -486,7 +490,7 @@ impl Journal {
             return Ok(());
         }
         failpoint::hit(failpoint::JOURNAL_SEGMENT);
-        let (next, sequence) = match append.prepared.take() {
+        let (next, sequence) = match append.prepared.pop_front() {
             Some(prepared) => {
                 if !prepared.wait() {
                     return Err(JournalError::Failed);
@@ -508,20 +512,18 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes the header of the next segment durable unless that is done, so that no append has to wait for it.
+    /// Makes the header of one more of the next segments durable unless enough are, so that no append has to wait for it.
     pub(crate) fn prepare(&self) -> Result<(), JournalError> {
         let prepared = {
             let mut append = self.append.lock();
-            // The first segment after recovery says durably from which batch on it holds the truth: that is for `reserve`.
-            let begun = append.page != u32::MAX;
-            if !begun || append.prepared.is_some() || self.is_failed() {
+            self.reclaim(&mut append);
+            if !self.wants_prepared(&append) || self.is_failed() {
                 return Ok(());
             }
-            self.reclaim(&mut append);
             let Some((next, sequence)) = append.take_free() else { return Ok(()) };
             let prepared = Arc::new(Prepared { next, sequence, outcome: Mutex::new(None), known: Condvar::new() });
             let written = self.write_header(&append, &prepared.next, sequence, 0);
-            append.prepared = Some(prepared.clone());
+            append.prepared.push_back(prepared.clone());
             self.account(&append);
             if let Err(error) = written {
                 prepared.settle(false);
@@ -535,6 +537,13 @@ impl Journal {
         prepared.settle(synced.is_ok());
         drop(settled);
         synced
+    }
+
+    fn wants_prepared(&self, append: &Append) -> bool {
+        // The first segment after recovery says durably from which batch on it holds the truth: that is for `reserve`.
+        let begun = append.page != u32::MAX;
+        let enough = (self.segments / 8).clamp(1, PREPARED);
+        begun && !append.free.is_empty() && (append.prepared.len() as u64) < enough
     }
 
     /// Whether a segment should be prepared: says yes to one caller, who then does it.
@@ -680,8 +689,7 @@ impl Journal {
     fn account(&self, append: &Append) {
         let used = append.live.len() as u64 * self.segment_bytes;
         self.used_bytes.store(used, Ordering::Release);
-        let begun = append.page != u32::MAX;
-        self.unprepared.store(begun && append.prepared.is_none() && !append.free.is_empty(), Ordering::Relaxed);
+        self.unprepared.store(self.wants_prepared(append), Ordering::Relaxed);
     }
 
     /// The newest batch accepted.
