@@ -32,7 +32,7 @@ use crate::volume::Volume;
 
 /// Containers of one volume on their way at once; how many of them are in memory is for [`Core::admit`](crate::node::Core::admit) to say. Enough that the store
 /// always has something to do while those before are committed.
-const UPLOADS: usize = 32;
+const UPLOADS: usize = 96;
 /// Manifests that stay behind the current one, for a reader that came late and for recovery without Coordination.
 const KEEP_MANIFESTS: usize = 4;
 /// Entries in TLogs since the last checkpoint after which the next is due: what a restart replays in well under a second.

@@ -33,6 +33,8 @@ use crate::volume::Volume;
 /// Memory in MiB of containers of all volumes on their way at once: an eighth of the cap within these bounds. The upper one keeps two
 /// cores and six drives busy.
 const UPLOAD_MIB: std::ops::RangeInclusive<u64> = 32..=128;
+/// What an upload's memory is counted in: the TLog entries of a container of 1024 blocks take less.
+const UPLOAD_UNIT: u64 = 128 << 10;
 /// How long a guest must be quiet for the store to be fed although nothing presses.
 const QUIET_MS: u64 = 50;
 /// How often aged containers are looked for.
@@ -100,9 +102,9 @@ pub(crate) struct Core {
     pub(crate) throttle: Throttle,
     /// Where containers are on their way to the store.
     pub(crate) buffers: PageBuffers,
-    /// MiB of that memory and of their parity.
+    /// That memory and that of their parity, in units of [`UPLOAD_UNIT`].
     pub(crate) upload_permits: Arc<Semaphore>,
-    upload_mib: u32,
+    upload_units: u32,
     /// Something may have to go to the store.
     pub(crate) work: Notify,
     /// Writes are held back.
@@ -175,8 +177,8 @@ impl Core {
     /// The right to the memory that a container of `bytes` takes on its way, parity and copies included; None when the node ends.
     pub(crate) async fn admit(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         // One that is larger than all there is goes alone.
-        let mib = u32::try_from(bytes >> 19).unwrap_or(u32::MAX).clamp(1, self.upload_mib);
-        self.upload_permits.clone().acquire_many_owned(mib).await.ok()
+        let units = u32::try_from(2 * bytes / UPLOAD_UNIT).unwrap_or(u32::MAX).clamp(1, self.upload_units);
+        self.upload_permits.clone().acquire_many_owned(units).await.ok()
     }
 
     /// Runs CPU-heavy work beside the runtime's workers; None when the runtime ends.
@@ -221,6 +223,10 @@ struct Budget {
 }
 
 impl Budget {
+    fn upload_units(&self) -> u32 {
+        self.upload_mib * ((1 << 20) / UPLOAD_UNIT) as u32
+    }
+
     fn of(config: &NodeConfig) -> Result<Self, EngineError> {
         // Per journal block: 16 B entry, 12 B place, about 20 B in the recent layer. Per cache slot: 48 B of index.
         let fixed = config.journal.bytes / PAGE as u64 * 48 + config.cache_bytes / PAGE as u64 * 48;
@@ -274,8 +280,8 @@ impl Node {
             lineage,
             pages,
             buffers: PageBuffers::keeping((budget.upload_mib as usize) << 19),
-            upload_permits: Arc::new(Semaphore::new(budget.upload_mib as usize)),
-            upload_mib: budget.upload_mib,
+            upload_permits: Arc::new(Semaphore::new(budget.upload_units() as usize)),
+            upload_units: budget.upload_units(),
             work: Notify::new(),
             parked: Notify::new(),
             last_activity: AtomicU64::new(0),

@@ -58,6 +58,8 @@ pub(crate) struct Sizes {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Used {
     pub(crate) cpu: Duration,
+    /// How full its journal is, 0 to 1.
+    pub(crate) journal: f64,
     /// Bytes that its process wrote to files of any kind.
     pub(crate) written: u64,
     /// Of these, to the drives of the store.
@@ -175,11 +177,14 @@ impl Contender {
     /// Its counters now.
     pub(crate) fn used(&self) -> Result<Used, HarnessError> {
         let now = process_use(self.pid())?;
-        let to_drives = match &self.server {
-            Server::Lamina { daemon, .. } => counter(&daemon.status()?, &["store", "written_bytes"]),
-            Server::Qemu(_) => 0,
-        };
-        Ok(Used { cpu: now.cpu(), written: now.written, to_drives })
+        let mut used = Used { cpu: now.cpu(), written: now.written, ..Used::default() };
+        if let Server::Lamina { daemon, .. } = &self.server {
+            let status = daemon.status()?;
+            used.to_drives = counter(&status, &["store", "written_bytes"]);
+            let journal = |what| counter(&status, &["journal", what]) as f64;
+            used.journal = journal("used_bytes") / journal("capacity_bytes").max(1.0);
+        }
+        Ok(used)
     }
 }
 

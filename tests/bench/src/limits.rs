@@ -61,7 +61,13 @@ pub(crate) fn measure(settings: &Settings, report: &mut Report) -> Limits {
     });
     let hash = rate(AREA, time, || drop(black_box(fingerprints(black_box(&blocks)))));
     let micros = |rate: f64| BLOCK as f64 / rate * 1e6;
-    report.row("SHA-256 of 4 KiB, one at a time", micros(single), "µs", Goal::None, format!("{:.2} GB/s on one core", single / 1e9));
+    report.row(
+        "SHA-256 of 4 KiB, one at a time",
+        micros(single),
+        "µs",
+        Goal::None,
+        format!("{:.2} GB/s on one core", single / 1e9),
+    );
     report.row("SHA-256 of 4 KiB, side by side", micros(hash), "µs", Goal::None, format!("{:.2} × one at a time", hash / single));
     let mut code = f64::INFINITY;
     for text in ["4+2", "11+7"] {
