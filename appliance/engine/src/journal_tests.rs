@@ -17,8 +17,12 @@ fn disk() -> Arc<dyn Disk> {
 
 /// Opens the journal and returns the blocks that it replays, with who holds their segments.
 fn open(disk: &Arc<dyn Disk>) -> (Journal, Vec<u64>, Vec<Arc<SegmentUse>>) {
+    open_as(disk, CONFIG)
+}
+
+fn open_as(disk: &Arc<dyn Disk>, config: JournalConfig) -> (Journal, Vec<u64>, Vec<Arc<SegmentUse>>) {
     let (mut blocks, mut held) = (Vec::new(), Vec::new());
-    let journal = Journal::open(disk.clone(), CONFIG, 77, |batch| {
+    let journal = Journal::open(disk.clone(), config, 77, |batch| {
         blocks.extend(batch.entries.iter().map(|e| e.block.0));
         held.push(batch.segment.clone());
     });
@@ -349,6 +353,68 @@ fn a_segment_that_an_earlier_life_prepared_does_not_hide_what_a_later_one_wrote(
     let (journal, replayed, _) = open(&disk);
     assert!(replayed.ends_with(&(21..1200).collect::<Vec<_>>()), "{:?} to {:?}", replayed.first(), replayed.last());
     assert!(!journal.is_damaged());
+}
+
+#[test]
+fn a_long_journal_prepares_several_segments_and_begins_them_in_their_order() {
+    const LONG: JournalConfig = JournalConfig { bytes: 128 << 20, segment_bytes: 4 << 20 };
+    let unbegun = |disk: &Arc<dyn Disk>| {
+        let waiting = (0..32).filter_map(|slot| header(disk, slot)).filter(|header| header.first_batch == 0);
+        let mut waiting: Vec<u64> = waiting.map(|header| header.sequence).collect();
+        waiting.sort_unstable();
+        waiting
+    };
+    let disk = disk();
+    let (journal, ..) = open_as(&disk, LONG);
+    let mut held = vec![append(&journal, 0, 9).expect("append")];
+    for _ in 0..5 {
+        journal.prepare().expect("prepared");
+    }
+    assert_eq!(unbegun(&disk), [2, 3, 4], "three and no more");
+    assert!(!journal.claim_preparing());
+    // Through two of them; nobody prepares in their stead, but somebody is asked to.
+    for block in 1..1200 {
+        held.push(append(&journal, block, 9).expect("append"));
+    }
+    assert_eq!(held.iter().map(|segment| segment.sequence()).max(), Some(3));
+    assert!(journal.claim_preparing());
+    drop((journal, held));
+    // A later life begins behind all of them, and leaves none that waits.
+    let (journal, replayed, held) = open_as(&disk, LONG);
+    assert_eq!(replayed, (0..1200).collect::<Vec<_>>());
+    append(&journal, 1200, 9).expect("append");
+    assert_eq!(header(&disk, 4).map(|header| header.first_batch), Some(1201), "use 5 says where the truth begins");
+    let left: Vec<u64> = unbegun(&disk).into_iter().filter(|sequence| *sequence > 3).collect();
+    assert!(left.is_empty(), "never begun, and wiped: {left:?}");
+    drop((journal, held));
+    let (journal, replayed, _) = open_as(&disk, LONG);
+    assert_eq!(replayed, (0..=1200).collect::<Vec<_>>());
+    assert!(!journal.is_damaged());
+}
+
+#[test]
+fn a_prepared_segment_that_never_became_durable_is_not_waited_for_by_the_one_before() {
+    // Of three that wait, power took the header of the second: whoever is begun before it does not care.
+    const LONG: JournalConfig = JournalConfig { bytes: 128 << 20, segment_bytes: 4 << 20 };
+    let disk = disk();
+    let (journal, ..) = open_as(&disk, LONG);
+    let mut held = vec![append(&journal, 0, 9).expect("append")];
+    for _ in 0..3 {
+        journal.prepare().expect("prepared");
+    }
+    for block in 1..800 {
+        held.push(append(&journal, block, 9).expect("append"));
+    }
+    let slot = (0..32).find(|slot| header(&disk, *slot).is_some_and(|header| header.sequence == 3)).expect("a slot");
+    drop((journal, held));
+    write(&disk, slot, 0, &[0; 4096]);
+    let (journal, replayed, _held) = open_as(&disk, LONG);
+    assert_eq!(replayed, (0..800).collect::<Vec<_>>());
+    assert!(!journal.is_damaged());
+    append(&journal, 800, 9).expect("append");
+    drop(journal);
+    let (_, replayed, _) = open_as(&disk, LONG);
+    assert_eq!(replayed, (0..=800).collect::<Vec<_>>());
 }
 
 #[test]
