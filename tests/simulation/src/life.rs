@@ -547,7 +547,7 @@ fn config_of(shape: &Shape) -> NodeConfig {
         journal: shape.journal,
         cache_bytes: shape.cache_bytes,
         // A little more than the least that the engine accepts for such a journal.
-        memory_cap: 180 << 20,
+        memory_cap: 184 << 20,
         store_lag_ms: 1000,
         background: Background::Manual,
     }

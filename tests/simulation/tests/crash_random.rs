@@ -27,6 +27,10 @@ fn shape(dice: &mut Dice) -> Shape {
     if dice.chance(30) {
         shape.cache_bytes = 4 << 20;
     }
+    if dice.chance(30) {
+        // Long enough for several segments to wait, prepared.
+        shape.journal.bytes = 128 << 20;
+    }
     if dice.chance(50) {
         shape.checkpoint_after = Some(dice.below(30));
     }
