@@ -25,7 +25,7 @@ use parking_lot::{Condvar, Mutex};
 use sha2::{Digest, Sha256};
 
 use crate::cache_fill::{Buffers, Incoming, layout_of};
-use crate::cache_index::{Index, tag_of};
+use crate::cache_index::{Found, Index, tag_of};
 use crate::cache_regions::Regions;
 
 /// Free regions that only blocks which move to main may take: an eviction fills at most one before it frees one.
@@ -255,6 +255,19 @@ impl DedupeCache {
             return None;
         }
         let found = self.inner.index.lock().find(tag_of(fingerprint));
+        self.slot(fingerprint, found)
+    }
+
+    /// [`DedupeCache::find`] for many, appended to `slots`.
+    pub fn find_all<'a>(&self, fingerprints: impl Iterator<Item = &'a Fingerprint>, slots: &mut Vec<Option<Slot>>) {
+        if self.is_failed() {
+            return slots.extend(fingerprints.map(|_| None));
+        }
+        let mut index = self.inner.index.lock();
+        slots.extend(fingerprints.map(|fingerprint| self.slot(fingerprint, index.find(tag_of(fingerprint)))));
+    }
+
+    fn slot(&self, fingerprint: &Fingerprint, found: Option<Found>) -> Option<Slot> {
         if found.is_none() {
             self.inner.counters.misses.fetch_add(1, Ordering::Relaxed);
         }

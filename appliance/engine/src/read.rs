@@ -15,7 +15,7 @@ use futures::future::join_all;
 use lamina_contract::{BlockAddress, Fingerprint, IoError, Location, Request, ScoNumber, VolumeId};
 use tokio::sync::oneshot;
 
-use crate::cache::CacheRead;
+use crate::cache::{CacheRead, Slot};
 use crate::error::EngineError;
 use crate::fetch::Container;
 use crate::inflight::JournalBlock;
@@ -27,13 +27,20 @@ use crate::volume::Volume;
 /// Bytes that one look into the page cache asks for at most.
 const RUN_BYTES: usize = 256 << 10;
 
+/// Blocks whose places are looked up together.
+const TOGETHER: usize = 64;
+
 /// Pauses before a read of the store is tried again.
 const RETRIES: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(200), Duration::from_secs(1)];
 
 /// Buffers of a queue's thread.
 #[derive(Default)]
 struct Scratch {
+    requests: Vec<Request>,
+    /// The blocks of all requests, one behind the other.
     sources: Vec<Source>,
+    /// For each stored block of a request of one block: its place in the cache, if it has one.
+    slots: Vec<Option<Slot>>,
     bytes: Vec<u8>,
 }
 
@@ -42,22 +49,64 @@ thread_local! {
 }
 
 impl Volume {
-    /// Answers a read, now or later.
-    pub(crate) fn read(self: &Arc<Self>, request: Request) {
-        self.counters.count(&request);
+    /// Answers reads, now or later; `requests` is left empty.
+    pub(crate) fn read(self: &Arc<Self>, requests: &mut Vec<Request>) {
         let mut scratch = SCRATCH.take();
-        self.resolve(&request, &mut scratch.sources);
-        match self.read_now(&request, &mut scratch) {
-            Ok(None) => request.transfer.answer(Ok(())),
-            Ok(Some(at)) if scratch.sources.len() == 1 => self.read_one_later(request, scratch.sources[at].clone()),
-            Ok(Some(at)) => {
-                let sources = std::mem::take(&mut scratch.sources);
-                self.core.runtime.spawn(self.clone().read_rest(request, sources, at));
+        let mut blocks = 0;
+        for request in requests.drain(..) {
+            blocks += self.block_count(&request);
+            scratch.requests.push(request);
+            if blocks >= TOGETHER {
+                self.read_together(&mut scratch);
+                blocks = 0;
             }
-            Err(error) => self.finish(request, Err(error)),
         }
-        scratch.sources.clear();
+        self.read_together(&mut scratch);
         SCRATCH.set(scratch);
+    }
+
+    /// Where the blocks of several requests are is looked up before any is read: each look waits for memory several times, and looks that
+    /// follow each other closely wait at the same time.
+    fn read_together(self: &Arc<Self>, scratch: &mut Scratch) {
+        let Scratch { requests, sources, slots, bytes } = scratch;
+        self.resolve(requests, sources);
+        let mut from = 0;
+        let single = requests.iter().filter_map(|request| {
+            let count = self.block_count(request);
+            from += count;
+            match sources.get(from - count) {
+                Some(Source::Stored { fingerprint, .. }) if count == 1 => Some(fingerprint),
+                _ => None,
+            }
+        });
+        self.core.cache.find_all(single, slots);
+        let mut slots = slots.drain(..);
+        let mut from = 0;
+        for request in requests.drain(..) {
+            self.counters.count(&request);
+            let count = self.block_count(&request);
+            let sources = &sources[from..from + count];
+            from += count;
+            let looked_up = match sources {
+                [Source::Stored { .. }] => slots.next(),
+                _ => None,
+            };
+            match self.read_now(&request, sources, looked_up, bytes) {
+                Ok(None) => request.transfer.answer(Ok(())),
+                Ok(Some(_)) if count == 1 => self.read_one_later(request, sources[0].clone()),
+                Ok(Some(at)) => {
+                    self.core.runtime.spawn(self.clone().read_rest(request, sources.to_vec(), at));
+                }
+                Err(error) => self.finish(request, Err(error)),
+            }
+        }
+        drop(slots);
+        sources.clear();
+    }
+
+    fn block_count(&self, request: &Request) -> usize {
+        let range = self.blocks_of(request);
+        (range.end().0 - range.start().0 + 1) as usize
     }
 
     fn finish(&self, request: Request, result: Result<(), IoError>) {
@@ -67,13 +116,19 @@ impl Volume {
         request.transfer.answer(result);
     }
 
-    /// Where each block of the request is, as one moment sees it.
-    fn resolve(&self, request: &Request, sources: &mut Vec<Source>) {
-        let range = self.blocks_of(request);
+    /// Where each block of the requests is, as one moment sees it.
+    fn resolve(&self, requests: &[Request], sources: &mut Vec<Source>) {
         let layers = self.layers.read();
-        sources.extend((range.start().0..=range.end().0).map(|block| layers.resolve(BlockAddress(block))));
+        for request in requests {
+            let range = self.blocks_of(request);
+            sources.extend((range.start().0..=range.end().0).map(|block| layers.resolve(BlockAddress(block))));
+        }
         drop(layers);
-        for (block, source) in (range.start().0..).zip(sources.iter_mut()) {
+        let blocks = requests.iter().flat_map(|request| {
+            let range = self.blocks_of(request);
+            range.start().0..=range.end().0
+        });
+        for (block, source) in blocks.zip(sources.iter_mut()) {
             if matches!(source, Source::Pages)
                 && let Some(mapped) = self.pages.lookup_cached(BlockAddress(block))
             {
@@ -82,11 +137,17 @@ impl Volume {
         }
     }
 
-    /// Copies blocks in order until one needs waiting; tells which.
-    fn read_now(&self, request: &Request, scratch: &mut Scratch) -> Result<Option<usize>, IoError> {
+    /// Copies blocks in order until one needs waiting; tells which. `looked_up` is what the cache said of the first one, if it was asked.
+    fn read_now(
+        &self,
+        request: &Request,
+        sources: &[Source],
+        mut looked_up: Option<Option<Slot>>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<usize>, IoError> {
         let size = self.block_size().bytes();
         let mut at = 0;
-        while let Some(source) = scratch.sources.get(at) {
+        while let Some(source) = sources.get(at) {
             match source {
                 Source::Zero => {
                     let (offset, inside) = self.part(request, at);
@@ -94,16 +155,16 @@ impl Volume {
                     at += 1;
                 }
                 Source::Journal(first) => {
-                    let run = journal_run(&scratch.sources[at..], size);
-                    scratch.bytes.resize(run * size, 0);
-                    match first.segment.file().read_cached(first.offset(), &mut scratch.bytes) {
+                    let run = journal_run(&sources[at..], size);
+                    buffer.resize(run * size, 0);
+                    match first.segment.file().read_cached(first.offset(), buffer) {
                         Ok(true) => {}
                         Ok(false) => return Ok(Some(at)),
                         Err(error) => return Err(self.journal_unreadable(&error)),
                     }
                     for n in 0..run {
-                        let bytes = &scratch.bytes[n * size..(n + 1) * size];
-                        let Some(Source::Journal(block)) = scratch.sources.get(at + n) else { break };
+                        let bytes = &buffer[n * size..(n + 1) * size];
+                        let Some(Source::Journal(block)) = sources.get(at + n) else { break };
                         self.check_journal(block, bytes)?;
                         self.give(request, at + n, bytes)?;
                     }
@@ -111,15 +172,14 @@ impl Volume {
                     at += run;
                 }
                 Source::Stored { fingerprint, .. } => {
-                    let Some(slot) = self.core.cache.find(fingerprint).filter(|slot| slot.len() == size) else {
-                        return Ok(Some(at));
-                    };
-                    scratch.bytes.resize(size, 0);
-                    if self.core.cache.read(slot, &mut scratch.bytes) != CacheRead::Hit {
+                    let found = looked_up.take().unwrap_or_else(|| self.core.cache.find(fingerprint));
+                    let Some(slot) = found.filter(|slot| slot.len() == size) else { return Ok(Some(at)) };
+                    buffer.resize(size, 0);
+                    if self.core.cache.read(slot, buffer) != CacheRead::Hit {
                         return Ok(Some(at));
                     }
                     self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
-                    self.give(request, at, &scratch.bytes)?;
+                    self.give(request, at, buffer)?;
                     at += 1;
                 }
                 Source::Lost => return Err(self.lost()),

@@ -269,7 +269,7 @@ impl BlockDevice for Volume {
 
     fn submit(&self, batch: &mut Vec<Request>) {
         let Some(this) = self.this.upgrade() else { return batch.clear() };
-        let mut changes = Vec::new();
+        let (mut reads, mut changes) = (Vec::new(), Vec::new());
         for request in batch.drain(..) {
             if let Some(error) = self.refusal(&request) {
                 request.transfer.answer(Err(error));
@@ -278,7 +278,7 @@ impl BlockDevice for Volume {
             match request.op {
                 Op::Flush => self.flush(request),
                 _ if request.sectors.0 == 0 => request.transfer.answer(Ok(())),
-                Op::Read => this.read(request),
+                Op::Read => reads.push(request),
                 Op::Write { .. } | Op::Discard | Op::WriteZeroes { .. } => {
                     // Behind those that wait already, else one guest's queue would overtake itself for ever.
                     let waits = self.core.throttle.slows() && !self.parked.lock().is_empty();
@@ -289,6 +289,9 @@ impl BlockDevice for Volume {
                     }
                 }
             }
+        }
+        if !reads.is_empty() {
+            this.read(&mut reads);
         }
         if !changes.is_empty() {
             self.core.note_activity();

@@ -80,6 +80,8 @@ fn part(name: &str, directory: &Path, writes: u64) -> Result<Process, HarnessErr
     let own = std::env::current_exe().map_err(HarnessError::file("find", "this program"))?;
     let mut command = Command::new(own);
     command.args(["--bounds-part", name, "--bounds-writes", &writes.to_string(), "--bounds-directory"]).arg(directory);
+    // As `laminad` sets it for itself (`allocator.rs`).
+    command.env("MALLOC_MMAP_THRESHOLD_", (256 << 10).to_string());
     Process::spawn("bounds", command)
 }
 
