@@ -125,20 +125,11 @@ fn run(arguments: &Arguments) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("lamina")
-        .on_thread_start(step_back)
         .build()
         .map_err(system("starting threads"))?;
     let ended = serve(&runtime, settings, &state, began);
     runtime.shutdown_timeout(LAST_PATIENCE);
     ended
-}
-
-/// Makes way for the threads that answer guests: the runtime's are many, and where CPU is short each of those would wait for all of these.
-fn step_back() {
-    const NICE: i32 = 5;
-    if let Err(errno) = rustix::process::setpriority_process(None, NICE) {
-        tracing::debug!(%errno, "a thread keeps its priority");
-    }
 }
 
 fn serve(runtime: &Runtime, settings: Settings, state: &StateDir, began: Instant) -> Result<(), DaemonError> {

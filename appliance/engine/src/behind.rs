@@ -37,6 +37,8 @@ const UPLOADS: usize = 96;
 const KEEP_MANIFESTS: usize = 4;
 /// Entries in TLogs since the last checkpoint after which the next is due: what a restart replays in well under a second.
 const REPLAY_ENTRIES: u64 = 500_000;
+/// Entries that one commit gathers at most, but for its first container: one TLog is encoded, put and replayed in one piece.
+const COMMIT_ENTRIES: usize = 100_000;
 /// How often a container whose blocks do not verify is read again before they are given up; the pauses between are a second.
 const DAMAGE_TRIES: u32 = 5;
 /// First wait after a store's refusal; doubles up to [`LONGEST_WAIT`].
@@ -261,11 +263,9 @@ impl Volume {
         let volume = self.clone();
         let work = self.core.runtime.spawn(async move {
             wait_for(admit_turn).await?;
-            let mut permit = volume
-                .core
-                .admit((container.block_count() * volume.block_size().bytes()) as u64)
-                .await
-                .ok_or(Trouble::Interrupted)?;
+            let bytes = container.block_count() * volume.block_size().bytes();
+            let admitted = volume.core.admit(bytes, container.entries.len()).await;
+            let (mut permit, for_entries) = admitted.ok_or(Trouble::Interrupted)?;
             // Nobody waits behind the last one.
             let _ = tell_admitted.send(());
             if volume.is_halted() {
@@ -282,8 +282,8 @@ impl Volume {
                 volume.send(container.number, &object).await?;
                 volume.fill_cache(&sealed, object).await;
             }
-            // Those behind need its memory more than it needs company until it is committed.
-            if let Some(rest) = permit.split(1) {
+            // Those behind need the memory of its blocks.
+            if let Some(rest) = permit.split(for_entries) {
                 permit = rest;
             }
             Ok(Stored { container, sealed, _permit: permit })
@@ -528,17 +528,21 @@ async fn wait_for(turn: Option<oneshot::Receiver<()>>) -> Result<(), Trouble> {
     }
 }
 
-/// Waits for the first upload and takes those behind it that are stored by then too, up to one that had trouble.
+/// Waits for the first upload and takes those behind it that are stored by then too, up to one that had trouble or to a full TLog.
 async fn settle(state: &mut State) -> (Vec<Stored>, Option<Trouble>) {
-    let mut stored = Vec::new();
+    let mut stored: Vec<Stored> = Vec::new();
+    let mut entries = 0;
     while let Some(first) = state.uploads.front_mut() {
-        if !stored.is_empty() && !first.work.is_finished() {
+        if !stored.is_empty() && (entries >= COMMIT_ENTRIES || !first.work.is_finished()) {
             break;
         }
         let outcome = (&mut first.work).await;
         state.uploads.pop_front();
         match outcome {
-            Ok(Ok(one)) => stored.push(one),
+            Ok(Ok(one)) => {
+                entries += one.sealed.tlog.len();
+                stored.push(one);
+            }
             Ok(Err(trouble)) => return (stored, Some(trouble)),
             Err(error) => {
                 tracing::error!(%error, "a put ended abnormally; its container is sealed again");

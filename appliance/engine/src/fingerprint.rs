@@ -21,7 +21,17 @@ pub fn fingerprint(block: &[u8]) -> Fingerprint {
 #[must_use]
 pub fn fingerprints(blocks: &[&[u8]]) -> Vec<Fingerprint> {
     static TRUSTED: OnceLock<bool> = OnceLock::new();
-    if *TRUSTED.get_or_init(|| agrees(side_by_side)) { side_by_side(blocks) } else { one_by_one(blocks) }
+    if !*TRUSTED.get_or_init(|| agrees(side_by_side)) {
+        return one_by_one(blocks);
+    }
+    let found = side_by_side(blocks);
+    // A processor that was right when the process began may be wrong later: one in a container costs 2 µs and shows it soon.
+    let sample = rand::random_range(0..blocks.len().max(1));
+    if found.len() == blocks.len() && blocks.get(sample).map(|block| fingerprint(block)) == found.get(sample).copied() {
+        return found;
+    }
+    tracing::error!(kernel = tape_sha256::backend(), "hashing side by side went wrong; these blocks are hashed one by one");
+    one_by_one(blocks)
 }
 
 fn one_by_one(blocks: &[&[u8]]) -> Vec<Fingerprint> {
@@ -34,19 +44,22 @@ fn side_by_side(blocks: &[&[u8]]) -> Vec<Fingerprint> {
     digests.into_iter().map(Fingerprint).collect()
 }
 
-/// Whether `many` gives what SHA-256 gives: for every number of blocks up to more than the lanes of any kernel, twice, and for the
-/// longest blocks. 5 ms.
+/// Whether `many` gives what SHA-256 gives: for every number of blocks up to more than the lanes of any kernel, twice, and as many of
+/// each size. 10 ms.
 fn agrees(many: impl Fn(&[&[u8]]) -> Vec<Fingerprint>) -> bool {
     const MOST: usize = 70;
     const LONGEST: usize = 64 << 10;
-    let smallest = BlockSize::DEFAULT.bytes();
-    // Neighbours differ in every byte, so that no lane can pass for another.
-    let bytes: Vec<u8> = (0..MOST * smallest).map(|at| (at % 251) as u8 ^ (at / smallest) as u8).collect();
-    let blocks: Vec<&[u8]> = bytes.chunks(smallest).collect();
-    let known = one_by_one(&blocks);
-    let every_number = (0..=MOST).all(|number| many(&blocks[..number]) == known[..number]);
-    let long: Vec<&[u8]> = bytes.chunks_exact(LONGEST).collect();
-    let right = every_number && many(&long) == one_by_one(&long);
+    // No two blocks are alike, so that no lane can pass for another.
+    let bytes: Vec<u8> =
+        (0..MOST * LONGEST / 8).flat_map(|at| (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
+    let smallest: Vec<&[u8]> = bytes.chunks(BlockSize::DEFAULT.bytes()).take(MOST).collect();
+    let known = one_by_one(&smallest);
+    let every_number = (0..=MOST).all(|number| many(&smallest[..number]) == known[..number]);
+    let right = every_number
+        && [2, 4, 8, 16].into_iter().all(|factor| {
+            let blocks: Vec<&[u8]> = bytes.chunks(BlockSize::DEFAULT.bytes() * factor).take(MOST).collect();
+            many(&blocks) == one_by_one(&blocks)
+        });
     if !right {
         tracing::error!(kernel = tape_sha256::backend(), "hashing side by side is wrong on this CPU and is not used");
     }

@@ -236,7 +236,7 @@ pub(crate) struct Append {
     /// Free ones that recovery found prepared; wiped once the first header of this life is durable, so that any that a later recovery finds
     /// was prepared in the life that it ends.
     unbegun: Vec<FreeSegment>,
-    /// How many of `free`, from its front on, were let go since one was taken from there.
+    /// How many of `free`, from its front on, were let go in this life, oldest first.
     freed_since: usize,
     /// Next page to write in `live.back()`; `u32::MAX` when there is none.
     page: u32,
@@ -249,7 +249,8 @@ impl Append {
     /// The segment to use next, and the number of that use.
     fn take_free(&mut self) -> Option<(FreeSegment, u64)> {
         let next = self.free.pop_front()?;
-        self.freed_since = 0;
+        // Those let go before stay before those that will be: what is left of old uses must end where the live ones begin.
+        self.freed_since = self.freed_since.saturating_sub(1);
         self.next_segment += 1;
         Some((next, self.next_segment - 1))
     }
@@ -493,6 +494,8 @@ impl Journal {
         let (next, sequence) = match append.prepared.pop_front() {
             Some(prepared) => {
                 if !prepared.wait() {
+                    // Whatever the reason: the place of this use stays empty, and nothing may follow it.
+                    self.failed.store(true, Ordering::Release);
                     return Err(JournalError::Failed);
                 }
                 (prepared.next.clone(), prepared.sequence)

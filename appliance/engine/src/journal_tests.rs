@@ -355,9 +355,40 @@ fn a_segment_that_an_earlier_life_prepared_does_not_hide_what_a_later_one_wrote(
     assert!(!journal.is_damaged());
 }
 
+const LONG: JournalConfig = JournalConfig { bytes: 128 << 20, segment_bytes: 4 << 20 };
+
+#[test]
+fn rot_in_the_newest_header_costs_nothing_when_several_were_prepared_in_the_life_before() {
+    let disk = disk();
+    let (journal, ..) = open_as(&disk, LONG);
+    let mut held = vec![append(&journal, 0, 9).expect("append")];
+    for _ in 0..3 {
+        journal.prepare().expect("prepared");
+    }
+    // Into use 4, the last that waited; the oldest are let go in two goes, and a segment is prepared after each.
+    for block in 1..1700 {
+        held.push(append(&journal, block, 9).expect("append"));
+    }
+    for needed in [3, 4] {
+        held.retain(|segment| segment.sequence() >= needed);
+        journal.prepare().expect("prepared");
+    }
+    journal.sync().expect("synced");
+    drop((journal, held));
+    // A life that only begins. Its first header is the one that says what is needed, and it rots.
+    let (journal, _, _held) = open_as(&disk, LONG);
+    append(&journal, 1700, 9).expect("append");
+    journal.sync().expect("synced");
+    drop(journal);
+    let newest = (0..32).max_by_key(|slot| header(&disk, *slot).map_or(0, |header| header.sequence)).expect("a slot");
+    write(&disk, newest, 0, b"rot");
+    let (journal, replayed, _) = open_as(&disk, LONG);
+    assert!(replayed.ends_with(&(1533..=1700).collect::<Vec<_>>()), "{:?} to {:?}", replayed.first(), replayed.last());
+    assert!(!journal.is_damaged());
+}
+
 #[test]
 fn a_long_journal_prepares_several_segments_and_begins_them_in_their_order() {
-    const LONG: JournalConfig = JournalConfig { bytes: 128 << 20, segment_bytes: 4 << 20 };
     let unbegun = |disk: &Arc<dyn Disk>| {
         let waiting = (0..32).filter_map(|slot| header(disk, slot)).filter(|header| header.first_batch == 0);
         let mut waiting: Vec<u64> = waiting.map(|header| header.sequence).collect();
@@ -393,9 +424,34 @@ fn a_long_journal_prepares_several_segments_and_begins_them_in_their_order() {
 }
 
 #[test]
-fn a_prepared_segment_that_never_became_durable_is_not_waited_for_by_the_one_before() {
-    // Of three that wait, power took the header of the second: whoever is begun before it does not care.
-    const LONG: JournalConfig = JournalConfig { bytes: 128 << 20, segment_bytes: 4 << 20 };
+fn segments_prepared_by_several_threads_are_begun_in_one_order() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let disk = disk();
+    let (journal, ..) = open_as(&disk, LONG);
+    let over = AtomicBool::new(false);
+    let held = std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    journal.prepare().expect("prepared");
+                    journal.sync().expect("synced");
+                }
+            });
+        }
+        let held: Vec<_> = (0..12_000).map(|block| append(&journal, block, 9).expect("append")).collect();
+        over.store(true, Ordering::Relaxed);
+        held
+    });
+    assert!(held.is_sorted_by_key(|segment| segment.sequence()));
+    drop((journal, held));
+    let (journal, replayed, _) = open_as(&disk, LONG);
+    assert_eq!(replayed, (0..12_000).collect::<Vec<_>>());
+    assert!(!journal.is_damaged());
+}
+
+#[test]
+fn a_header_that_power_took_behind_the_one_in_use_costs_nothing() {
+    // Of three that waited the first was begun, and the second is not there any more.
     let disk = disk();
     let (journal, ..) = open_as(&disk, LONG);
     let mut held = vec![append(&journal, 0, 9).expect("append")];

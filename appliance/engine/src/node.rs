@@ -33,8 +33,10 @@ use crate::volume::Volume;
 /// Memory in MiB of containers of all volumes on their way at once: an eighth of the cap within these bounds. The upper one keeps two
 /// cores and six drives busy.
 const UPLOAD_MIB: std::ops::RangeInclusive<u64> = 32..=128;
-/// What an upload's memory is counted in: the TLog entries of a container of 1024 blocks take less.
+/// What an upload's memory is counted in.
 const UPLOAD_UNIT: u64 = 128 << 10;
+/// Bytes that an entry takes until it is committed: as it was sealed, gathered for the TLog, encoded, and as parity.
+const ENTRY_BYTES: u64 = 256;
 /// How long a guest must be quiet for the store to be fed although nothing presses.
 const QUIET_MS: u64 = 50;
 /// How often aged containers are looked for.
@@ -174,11 +176,15 @@ impl Core {
         }
     }
 
-    /// The right to the memory that a container of `bytes` takes on its way, parity and copies included; None when the node ends.
-    pub(crate) async fn admit(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+    /// The right to the memory that a container takes on its way, parity and copies included, and how much of that is for its entries,
+    /// which stay longer than its `bytes`; None when the node ends.
+    pub(crate) async fn admit(&self, bytes: usize, entries: usize) -> Option<(OwnedSemaphorePermit, usize)> {
+        let units = |bytes: u64| u32::try_from(bytes.div_ceil(UPLOAD_UNIT)).unwrap_or(u32::MAX).clamp(1, self.upload_units);
+        let entries = units(entries as u64 * ENTRY_BYTES);
         // One that is larger than all there is goes alone.
-        let units = u32::try_from(2 * bytes / UPLOAD_UNIT).unwrap_or(u32::MAX).clamp(1, self.upload_units);
-        self.upload_permits.clone().acquire_many_owned(units).await.ok()
+        let all = units(2 * bytes as u64).max(entries);
+        let permit = self.upload_permits.clone().acquire_many_owned(all).await.ok()?;
+        Some((permit, entries as usize))
     }
 
     /// Runs CPU-heavy work beside the runtime's workers; None when the runtime ends.

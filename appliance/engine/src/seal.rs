@@ -94,11 +94,10 @@ impl Volume {
             })
             .collect();
         let intact: Vec<&[u8]> = blocks.iter().copied().flatten().collect();
-        let mut fingerprints = fingerprints(&intact).into_iter();
-        let sums = blocks
-            .iter()
-            .map(|block| block.and_then(|block| Some(Sums { fingerprint: fingerprints.next()?, crc: crc32c(block) })))
-            .collect();
+        let fingerprints = fingerprints(&intact);
+        assert_eq!(fingerprints.len(), intact.len(), "else intact blocks would pass for damaged ones");
+        let mut found = intact.iter().zip(fingerprints).map(|(block, fingerprint)| Sums { fingerprint, crc: crc32c(block) });
+        let sums = blocks.iter().map(|block| block.and_then(|_| found.next())).collect();
         ReadBack { bytes, sums }
     }
 

@@ -177,15 +177,20 @@ fn what_a_sync_called_durable_is_there_even_when_the_power_went_in_the_middle_of
         disk.remove("segment").expect("removed");
         let file = disk.create("segment", LEN, Space::Written).expect("created");
         disk.sync_names().expect("synced");
+        let (begun, begins) = std::sync::mpsc::channel();
         let writer = std::thread::spawn(move || {
             (0..LEN / PAGE as u64)
                 .take_while(|page| {
                     let stamp = [(*page % 251) as u8 + 1; PAGE];
-                    file.write_at(page * PAGE as u64, &[IoSlice::new(&stamp)]).and_then(|()| file.sync_data()).is_ok()
+                    let durable = file.write_at(page * PAGE as u64, &[IoSlice::new(&stamp)]).and_then(|()| file.sync_data());
+                    // Nobody listens any more after the first.
+                    let _ = begun.send(());
+                    durable.is_ok()
                 })
                 .count()
         });
-        std::thread::sleep(Duration::from_micros(15_000 + 1_377 * round));
+        begins.recv().expect("a first page");
+        std::thread::sleep(Duration::from_micros(5_000 + 1_377 * round));
         volume.pull_the_plug();
         let durable = writer.join().expect("no panic");
         assert!(durable > 0, "nothing was written before the plug was pulled");
@@ -199,4 +204,28 @@ fn what_a_sync_called_durable_is_there_even_when_the_power_went_in_the_middle_of
             .find(|(page, found)| found.iter().any(|byte| *byte != (*page % 251) as u8 + 1));
         assert!(lost.is_none(), "round {round}: page {:?} of {durable} is lost", lost.map(|(page, _)| page));
     }
+}
+
+#[test]
+fn written_space_is_written_when_it_has_its_name() {
+    const LEN: u64 = 8 << 20;
+    let Some(volume) = Volume::new() else {
+        eprintln!("skipped: loop devices or mounts are not permitted here");
+        return;
+    };
+    let disk = LocalDisk::open(volume.at.join("journal")).expect("opened");
+    for (name, space) in [("written", Space::Written), ("allocated", Space::Allocated)] {
+        disk.create(name, LEN, space).expect("created");
+    }
+    disk.sync_names().expect("synced");
+    volume.pull_the_plug();
+    drop(disk);
+    assert!(volume.unmount() && volume.mount(), "the file system comes back");
+    // Nothing is in the page cache now: what is no hole was on the device.
+    let hole = |name| {
+        let file = std::fs::File::open(volume.at.join("journal").join(name)).expect("there");
+        rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).expect("sought")
+    };
+    assert_eq!(hole("written"), LEN);
+    assert_eq!(hole("allocated"), 0, "else this test could not fail");
 }
