@@ -14,7 +14,7 @@
 //!   batch on it holds the truth: left-overs of the same or higher sequence in older segments are dead from then on.
 //! - A failed write or sync fails the journal for good: nothing is retried, nothing more is accepted.
 //! - Memory: a sync is due after [`SYNC_BYTES`], so that the page cache holds few dirty pages and no flush waits for many; of what is
-//!   durable the newest [`CACHED_BYTES`] stay in the page cache, and the segment let go last is the next to be used. Pages thus come
+//!   durable the newest [`CACHED_BYTES`] stay in the page cache, and segments let go lately are used before others. Pages thus come
 //!   round again, instead of the journal streaming its whole length through the system's memory.
 
 use std::collections::VecDeque;
