@@ -1,6 +1,6 @@
 //! A stripe's shape, and the names of its fragments.
 //!
-//! An object `key` is a directory `key/` on each target that holds a piece of it:
+//! An object `key` is a prefix on each target that holds a piece of it:
 //! `key/<stripe>.<X>.<P>.<index>.<length>` is a fragment, `key/<stripe>.gone` says that every older stripe was deleted. The name tells
 //! what a listing needs; the header inside is what a reader believes. Numbers are hexadecimal without leading zeros, the stripe has 32
 //! digits. A name never gets other content, so what was learnt about it stays true while it exists.
@@ -99,7 +99,7 @@ impl Piece {
     }
 }
 
-/// What a name under a key's directory says.
+/// What a name below a key says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Name {
     Fragment { layout: Layout, index: usize },

@@ -23,6 +23,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::{Mutex, RwLock};
 
 use crate::delta::{LEAF_BLOCKS, LeafNumber};
+use crate::namespace::Namespace;
 use crate::page_store::ObjectKey;
 use crate::pages::PageCache;
 
@@ -93,7 +94,6 @@ pub(crate) struct Attempts {
 pub struct CheckpointedMap {
     pub(crate) volume: VolumeId,
     pub(crate) store: Arc<dyn ObjectStore>,
-    prefix: Path,
     pub(crate) cache: Arc<PageCache>,
     state: RwLock<Arc<RootState>>,
     /// What the last checkpoint made, until it is installed.
@@ -108,19 +108,17 @@ impl std::fmt::Debug for CheckpointedMap {
 }
 
 impl CheckpointedMap {
-    /// Opens the map that `root` names; `None` is the map of a new volume, all zeros. Objects are `<prefix>/map/<epoch>-<number>`.
+    /// Opens the map that `root` names; `None` is the map of a new volume, all zeros.
     ///
     /// # Errors
     /// [`MapError`] when the root page cannot be had.
     pub async fn open(
         volume: VolumeId,
         store: Arc<dyn ObjectStore>,
-        prefix: Path,
         root: Option<MapRoot>,
         cache: Arc<PageCache>,
     ) -> Result<Self, MapError> {
-        let map =
-            Self { volume, store, prefix, cache, state: RwLock::default(), prepared: Mutex::default(), attempts: Mutex::default() };
+        let map = Self { volume, store, cache, state: RwLock::default(), prepared: Mutex::default(), attempts: Mutex::default() };
         if let Some(root) = root {
             let id = map.id(PageKind::Root, 0);
             let bytes = map.load(id, &root.0).await?;
@@ -228,7 +226,7 @@ impl CheckpointedMap {
     /// An object's key.
     #[must_use]
     pub fn object_key(&self, epoch: Epoch, number: u64) -> Path {
-        self.prefix.clone().join("map").join(format!("{:08x}-{number:010x}", epoch.0))
+        Namespace(self.volume).map(epoch, number)
     }
 
     pub(crate) fn damaged(&self, at: &PageRef, source: FormatError) -> MapError {

@@ -25,6 +25,7 @@ use proptest::{collection, prop_assert_eq};
 use super::{CheckpointedMap, MapError, Mapped};
 use crate::checkpoint::CheckpointOutcome;
 use crate::delta::Delta;
+use crate::namespace::Namespace;
 use crate::page_store::{FilePages, PageStore, SledPages};
 use crate::pages::PageCache;
 
@@ -132,11 +133,11 @@ fn at(n: u64) -> Mapped {
 }
 
 fn open(store: &Arc<TestStore>, root: Option<MapRoot>, cache: &Arc<PageCache>) -> Result<CheckpointedMap, MapError> {
-    block_on(CheckpointedMap::open(VOLUME, store.clone(), Path::from("vol"), root, cache.clone()))
+    block_on(CheckpointedMap::open(VOLUME, store.clone(), root, cache.clone()))
 }
 
 fn key(epoch: Epoch, number: u64) -> Path {
-    Path::from(format!("vol/map/{:08x}-{number:010x}", epoch.0))
+    Namespace(VOLUME).map(epoch, number)
 }
 
 fn checkpoint(map: &CheckpointedMap, delta: &Delta<Mapped>, next: u64) -> Result<CheckpointOutcome, MapError> {
@@ -572,7 +573,7 @@ fn measure_ten_million_scattered_blocks() {
     let store: Arc<dyn ObjectStore> = Arc::new(object_store::local::LocalFileSystem::new_with_prefix(&objects).expect("a store"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let open = |root, cache: &Arc<PageCache>| {
-        runtime.block_on(CheckpointedMap::open(VOLUME, store.clone(), Path::from("vol"), root, cache.clone())).expect("opens")
+        runtime.block_on(CheckpointedMap::open(VOLUME, store.clone(), root, cache.clone())).expect("opens")
     };
     let span = (1u64 << 40) / 4096;
     let block = |n: u64| BlockAddress(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % span);

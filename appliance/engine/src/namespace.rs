@@ -1,10 +1,14 @@
-//! Keys of a volume's objects: `<volume>/sco/<epoch>-<number>.v<version>` and its siblings.
+//! Keys of a volume's objects: `<volume>/sco/<group>/<epoch>-<number>.v<version>` and its siblings.
 //!
-//! A key carries the epoch of its writer, so two writers never share one; numbers are zero-padded so that listings sort.
+//! A key carries the epoch of its writer, so two writers never share one; numbers are zero-padded so that listings sort. Numbers of which
+//! a volume has many lie in groups: on a drive a group is a directory, small enough to look through, and shared enough that few are made.
 
 use lamina_contract::{Epoch, Generation, ScoNumber, TlogNumber, VolumeId};
 use lamina_formats::manifest::Term;
 use object_store::path::Path;
+
+/// Numbers in a group: as many as have their fragments' names in one block of a directory.
+const GROUP: u64 = 64;
 
 /// All objects of one volume in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,19 +30,19 @@ impl Namespace {
     /// A container, as its first version.
     #[must_use]
     pub fn sco(self, epoch: Epoch, sco: ScoNumber) -> Path {
-        Path::from(format!("{}/sco/{:08x}-{:010x}.v0", self.0, epoch.0, sco.0))
+        Path::from(format!("{}/sco/{}.v0", self.0, grouped(epoch, sco.0)))
     }
 
     /// A TLog.
     #[must_use]
     pub fn tlog(self, epoch: Epoch, tlog: TlogNumber) -> Path {
-        Path::from(format!("{}/tlog/{:08x}-{:010x}", self.0, epoch.0, tlog.0))
+        Path::from(format!("{}/tlog/{}", self.0, grouped(epoch, tlog.0)))
     }
 
     /// A map object.
     #[must_use]
     pub fn map(self, epoch: Epoch, number: u64) -> Path {
-        Path::from(format!("{}/map/{:08x}-{number:010x}", self.0, epoch.0))
+        Path::from(format!("{}/map/{}", self.0, grouped(epoch, number)))
     }
 
     /// A manifest generation.
@@ -52,6 +56,10 @@ impl Namespace {
     pub fn manifests(self) -> Path {
         Path::from(format!("{}/manifest", self.0))
     }
+}
+
+fn grouped(epoch: Epoch, number: u64) -> String {
+    format!("{:09x}/{:08x}-{number:010x}", number / GROUP, epoch.0)
 }
 
 /// Generation and epoch of a manifest's key, if it is one.
@@ -71,7 +79,7 @@ pub fn epoch_of(terms: &[Term], number: u64) -> Option<Epoch> {
 
 #[cfg(test)]
 mod tests {
-    use lamina_contract::{Epoch, Generation, VolumeId};
+    use lamina_contract::{Epoch, Generation, ScoNumber, VolumeId};
     use lamina_formats::manifest::Term;
 
     use super::{Namespace, epoch_of, parse_manifest_key};
@@ -83,6 +91,16 @@ mod tests {
         assert_eq!(parse_manifest_key(&high), Some((Generation(16), Epoch(1))));
         assert!(low < high);
         assert_eq!(parse_manifest_key(&ns.volume()), None);
+    }
+
+    #[test]
+    fn keys_of_numbers_sort_and_share_groups() {
+        let ns = Namespace(VolumeId(7));
+        let keys: Vec<_> = [0, 63, 64, 0xff_ffff_ffff].map(|number| ns.sco(Epoch(2), ScoNumber(number))).into();
+        assert_eq!(keys[1].as_ref(), "0000000000000007/sco/000000000/00000002-000000003f.v0");
+        assert_eq!(keys[2].as_ref(), "0000000000000007/sco/000000001/00000002-0000000040.v0");
+        assert_eq!(keys[3].as_ref(), "0000000000000007/sco/3ffffffff/00000002-ffffffffff.v0");
+        assert!(keys.is_sorted());
     }
 
     #[test]

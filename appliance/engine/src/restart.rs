@@ -119,7 +119,7 @@ impl Sources {
 
     async fn open_pages(&self, namespace: Namespace, manifest: &Manifest) -> Result<CheckpointedMap, EngineError> {
         let root = map_root(namespace, manifest)?;
-        Ok(CheckpointedMap::open(namespace.0, self.store.clone(), namespace.prefix(), root, self.pages.clone()).await?)
+        Ok(CheckpointedMap::open(namespace.0, self.store.clone(), root, self.pages.clone()).await?)
     }
 
     /// Generations and epochs of all manifests of a namespace.

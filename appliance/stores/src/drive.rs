@@ -1,19 +1,17 @@
 //! One drive as an object store: a directory with an identity, in which every put is durable when it returns.
 //!
 //! ```text
-//! <root>/lamina-drive   who it is (locked while open)      <root>/objects/<key>    one file each
+//! <root>/lamina-drive   who it is (locked while open)      <root>/objects/<file>   one per object, named in `drive_names.rs`
 //! <root>/lamina-pool    its pool's roster                  <root>/temporary/<n>    puts under way
 //! ```
 //!
-//! Order of a put: write `temporary/<n>`, `fdatasync` it, rename it to its key, `fsync` the key's directory and every parent not
-//! known to be durable. A crash leaves the old object or the new one, and at most a temporary file that the next open removes.
+//! Order of a put: write `temporary/<n>`, `fdatasync` it, rename it to the object's file, `fsync` that one's directory (one sync for
+//! all who came into it meanwhile, `drive_sync.rs`) and every parent not known to be durable. A crash leaves the old object or the new one, and at most a temporary file that the next open removes.
 //! There is no lock around puts: many at once share the file system's group commit. Large ones go past the page cache (`direct.rs`).
 //!
 //! Everything goes through descriptors taken at open, and each operation first checks that the path still leads to that directory
 //! and that the identity is still in it. A drive that was removed, unmounted or swapped gives [`FaultKind::Gone`]; nothing is
 //! ever re-created behind its back. After a failed fsync nothing more is written (an fsync is never retried).
-//!
-//! Keys are paths: `a` and `a/b` cannot both be objects here (the distributor never needs it).
 
 use std::collections::HashSet;
 use std::fmt;
@@ -33,7 +31,9 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::direct::write_new;
+use crate::drive_names::{file_of, parents};
 use crate::drive_read::e_tag;
+use crate::drive_sync::SharedSyncs;
 use crate::fault::{FaultKind, StoreFault};
 use crate::identity::{self, DriveError, DriveState, IDENTITY, OBJECTS, TEMPORARY, io_error};
 
@@ -170,6 +170,14 @@ pub(crate) struct Drive {
     failed: AtomicBool,
     next_temporary: AtomicU64,
     durable: Mutex<Durable>,
+    syncs: SharedSyncs<SyncError>,
+}
+
+/// What of syncing a directory failed.
+#[derive(Debug, Clone, Copy)]
+enum SyncError {
+    Open(Errno),
+    Sync(Errno),
 }
 
 /// Directories below `objects/` whose names, and whose parents' names, are durable.
@@ -228,6 +236,7 @@ impl Drive {
             failed: AtomicBool::new(false),
             next_temporary: AtomicU64::new(1),
             durable: Mutex::default(),
+            syncs: SharedSyncs::default(),
         })
     }
 
@@ -271,14 +280,15 @@ impl Drive {
     pub(crate) fn put(&self, key: &Path, chunks: &[Bytes], mode: &PutMode) -> Result<String, Refusal> {
         const DOING: &str = "writing an object";
         self.writable(DOING)?;
+        let target = new_file_of(key)?;
         let (name, file) = self.temporary(DOING)?;
         let written = (|| {
             write_new(&file, chunks).map_err(|cause| StoreFault::new(DOING, cause))?;
             self.synced("syncing an object", rustix::fs::fdatasync(&file))?;
             let tag = e_tag(&rustix::fs::fstat(&file).map_err(fault(DOING))?);
             let removals = self.durable.lock().removals;
-            self.place(&name, key, matches!(mode, PutMode::Create))?;
-            self.sync_name(key, removals)?;
+            self.place(&name, &target, matches!(mode, PutMode::Create))?;
+            self.sync_name(&target, removals)?;
             Ok(tag)
         })();
         if written.is_err() {
@@ -290,16 +300,17 @@ impl Drive {
     pub(crate) fn copy(&self, from: &Path, to: &Path, create: bool) -> Result<(), Refusal> {
         const DOING: &str = "copying an object";
         self.writable(DOING)?;
+        let (from, to) = (file_of(from).ok_or(Refusal::NotFound)?, new_file_of(to)?);
         // Objects are immutable files: a second name is a copy.
         let name = self.temporary_name();
-        rustix::fs::linkat(&self.objects, from.as_ref(), &self.temporary, name.as_str(), AtFlags::empty()).map_err(|errno| {
-            match errno {
+        rustix::fs::linkat(&self.objects, &from, &self.temporary, name.as_str(), AtFlags::empty()).map_err(
+            |errno| match errno {
                 Errno::NOENT | Errno::NOTDIR | Errno::PERM => Refusal::NotFound,
                 errno => Refusal::Fault(StoreFault::new(DOING, errno.into())),
-            }
-        })?;
+            },
+        )?;
         let removals = self.durable.lock().removals;
-        let done = self.place(&name, to, create).and_then(|()| Ok(self.sync_name(to, removals)?));
+        let done = self.place(&name, &to, create).and_then(|()| Ok(self.sync_name(&to, removals)?));
         // Renaming one name of a file over another of the same file does nothing: the aside name stays.
         self.drop_temporary(&name);
         done
@@ -328,15 +339,15 @@ impl Drive {
         }
     }
 
-    /// Renames a temporary file to its key, making directories on the way.
-    fn place(&self, name: &str, key: &Path, create: bool) -> Result<(), Refusal> {
+    /// Renames a temporary file to an object's, making directories on the way.
+    fn place(&self, name: &str, file: &str, create: bool) -> Result<(), Refusal> {
         const DOING: &str = "naming an object";
         for _ in 0..PLACE_ATTEMPTS {
-            self.make_parents(key)?;
+            self.make_parents(file)?;
             let renamed = if create {
-                self.rename_if_absent(name, key)
+                self.rename_if_absent(name, file)
             } else {
-                rustix::fs::renameat(&self.temporary, name, &self.objects, key.as_ref())
+                rustix::fs::renameat(&self.temporary, name, &self.objects, file)
             };
             match renamed {
                 Ok(()) => return Ok(()),
@@ -349,11 +360,11 @@ impl Drive {
         Err(StoreFault::new(DOING, io::ErrorKind::ResourceBusy.into()).into())
     }
 
-    fn rename_if_absent(&self, name: &str, key: &Path) -> Result<(), Errno> {
-        match rustix::fs::renameat_with(&self.temporary, name, &self.objects, key.as_ref(), RenameFlags::NOREPLACE) {
+    fn rename_if_absent(&self, name: &str, file: &str) -> Result<(), Errno> {
+        match rustix::fs::renameat_with(&self.temporary, name, &self.objects, file, RenameFlags::NOREPLACE) {
             // File systems without it: a link never replaces either.
             Err(Errno::INVAL | Errno::NOSYS) => {
-                rustix::fs::linkat(&self.temporary, name, &self.objects, key.as_ref(), AtFlags::empty())?;
+                rustix::fs::linkat(&self.temporary, name, &self.objects, file, AtFlags::empty())?;
                 self.drop_temporary(name);
                 Ok(())
             }
@@ -361,9 +372,9 @@ impl Drive {
         }
     }
 
-    fn make_parents(&self, key: &Path) -> Result<(), StoreFault> {
+    fn make_parents(&self, file: &str) -> Result<(), StoreFault> {
         const DOING: &str = "making a directory";
-        for directory in parents(key.as_ref()) {
+        for directory in parents(file) {
             match rustix::fs::mkdirat(&self.objects, directory, Mode::from_raw_mode(0o750)) {
                 Ok(()) => {
                     self.durable.lock().names.remove(directory);
@@ -380,8 +391,8 @@ impl Drive {
     /// Makes the name durable: its directory, and each directory above that is not known to be.
     ///
     /// Runs after the rename, so that whatever directory the name is in now is the one that is synced. `removals` was read before.
-    fn sync_name(&self, key: &Path, removals: u64) -> Result<(), StoreFault> {
-        let chain: Vec<&str> = parents(key.as_ref()).collect();
+    fn sync_name(&self, file: &str, removals: u64) -> Result<(), StoreFault> {
+        let chain: Vec<&str> = parents(file).collect();
         self.sync_directory(chain.last().copied())?;
         let mut fresh = Vec::new();
         for (depth, directory) in chain.iter().enumerate().rev() {
@@ -403,15 +414,20 @@ impl Drive {
 
     fn sync_directory(&self, directory: Option<&str>) -> Result<(), StoreFault> {
         const DOING: &str = "syncing a directory";
-        let Some(directory) = directory else {
-            return self.synced(DOING, rustix::fs::fsync(&self.objects));
-        };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.objects, directory, flags, Mode::empty()) {
-            Ok(fd) => self.synced(DOING, rustix::fs::fsync(&fd)),
+        let synced = self.syncs.sync(directory.unwrap_or_default(), || {
+            let Some(directory) = directory else {
+                return rustix::fs::fsync(&self.objects).map_err(SyncError::Sync);
+            };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = rustix::fs::openat(&self.objects, directory, flags, Mode::empty()).map_err(SyncError::Open)?;
+            rustix::fs::fsync(&fd).map_err(SyncError::Sync)
+        });
+        match synced {
+            Ok(()) => Ok(()),
             // A delete that came after us took the object and its directory: there is nothing left to make durable.
-            Err(Errno::NOENT) => self.alive(DOING),
-            Err(errno) => Err(StoreFault::new(DOING, errno.into())),
+            Err(SyncError::Open(Errno::NOENT)) => self.alive(DOING),
+            Err(SyncError::Open(errno)) => Err(StoreFault::new(DOING, errno.into())),
+            Err(SyncError::Sync(errno)) => self.synced(DOING, Err(errno)),
         }
     }
 
@@ -419,19 +435,21 @@ impl Drive {
     pub(crate) fn delete(&self, key: &Path) -> Result<(), StoreFault> {
         const DOING: &str = "removing an object";
         self.writable(DOING)?;
-        match rustix::fs::unlinkat(&self.objects, key.as_ref(), AtFlags::empty()) {
+        let Some(file) = file_of(key) else { return Ok(()) };
+        match rustix::fs::unlinkat(&self.objects, &file, AtFlags::empty()) {
             Ok(()) => {}
-            // A directory is no object. That a file is missing must be durable too: an earlier delete may have been cut short.
+            // That a file is missing must be durable too: an earlier delete may have been cut short.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG) => {}
             Err(errno) => return Err(StoreFault::new(DOING, errno.into())),
         }
-        let chain: Vec<&str> = parents(key.as_ref()).collect();
-        {
+        let chain: Vec<&str> = parents(&file).collect();
+        let alone = {
             let mut durable = self.durable.lock();
             durable.removing += 1;
             durable.removals += 1;
-        }
-        let changed = self.remove_empty(&chain);
+            (durable.removing == 1).then_some(durable.removals)
+        };
+        let changed = self.remove_empty(&chain, alone);
         self.durable.lock().removing -= 1;
         self.sync_nearest(changed?)
     }
@@ -459,15 +477,23 @@ impl Drive {
         Ok(None)
     }
 
-    /// Removes the directories of `chain` from the bottom up while they are empty; says which directory changed last.
-    fn remove_empty<'a>(&self, chain: &[&'a str]) -> Result<Option<&'a str>, StoreFault> {
+    /// Removes the directories of `chain` from the bottom up while they are empty; says which directory changed last. `alone` is the
+    /// number of this removal when no other one was under way as it began.
+    fn remove_empty<'a>(&self, chain: &[&'a str], alone: Option<u64>) -> Result<Option<&'a str>, StoreFault> {
         for directory in chain.iter().rev() {
-            self.durable.lock().names.remove(*directory);
+            let known = self.durable.lock().names.remove(*directory);
             match rustix::fs::unlinkat(&self.objects, *directory, AtFlags::REMOVEDIR) {
                 Ok(()) => {}
                 // It was never there, or another delete was quicker: the name's absence is in the directory above.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {}
-                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => return Ok(Some(directory)),
+                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => {
+                    let mut durable = self.durable.lock();
+                    // Nobody else can have removed it meanwhile, so it is still the one that was durable.
+                    if known && alone == Some(durable.removals) {
+                        durable.names.insert((*directory).to_owned());
+                    }
+                    return Ok(Some(directory));
+                }
                 Err(errno) => return Err(StoreFault::new("removing an empty directory", errno.into())),
             }
         }
@@ -475,9 +501,11 @@ impl Drive {
     }
 }
 
-/// The directories above a key, from the top: `a`, `a/b` for `a/b/c`.
-fn parents(key: &str) -> impl Iterator<Item = &str> {
-    key.match_indices('/').filter_map(|(at, _)| key.get(..at))
+/// The file that a put is to make.
+fn new_file_of(key: &Path) -> Result<String, Refusal> {
+    let refused =
+        || Refusal::Store(object_store::Error::NotSupported { source: format!("no object of a drive is called {key:?}").into() });
+    file_of(key).ok_or_else(refused)
 }
 
 fn remove_leftovers(temporary: &OwnedFd) -> Result<(), DriveError> {

@@ -1,5 +1,7 @@
 //! The reading half of a drive: opening, ranges, listing. Blocking, like the writing half.
 
+use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -12,6 +14,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::drive::{Drive, Refusal, STORE, fault};
+use crate::drive_names::{file_of, key_of, prefix_of, straight_below, within};
 use crate::fault::StoreFault;
 use crate::vectored::read_vec_at;
 
@@ -32,7 +35,8 @@ impl Drive {
             return Err(Refusal::Store(object_store::Error::NotSupported { source }));
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        let file = rustix::fs::openat(&self.objects, key.as_ref(), flags, Mode::empty()).map_err(|errno| match errno {
+        let name = file_of(key).ok_or(Refusal::NotFound)?;
+        let file = rustix::fs::openat(&self.objects, &name, flags, Mode::empty()).map_err(|errno| match errno {
             Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => Refusal::NotFound,
             errno => Refusal::Fault(StoreFault::new(DOING, errno.into())),
         })?;
@@ -59,81 +63,111 @@ impl Drive {
     /// Calls `found` for each object below `prefix`, in no order, until it answers false.
     pub(crate) fn walk(&self, prefix: Option<&Path>, found: &mut dyn FnMut(ObjectMeta) -> bool) -> Result<(), StoreFault> {
         self.alive("listing objects")?;
-        let mut pending = vec![prefix.cloned().unwrap_or_default()];
+        let prefix = prefix.map_or("", Path::as_ref);
+        let mut pending = vec![prefix.to_owned()];
+        if !prefix.is_empty() {
+            for object in self.straight_below(prefix)? {
+                if !found(object) {
+                    return Ok(());
+                }
+            }
+        }
         while let Some(directory) = pending.pop() {
-            for entry in self.entries(&directory)? {
+            let mut go_on = true;
+            self.entries(&directory, &mut |entry| {
                 match entry {
-                    Entry::Directory(path) => pending.push(path),
-                    Entry::Object(meta) => {
-                        if !found(meta) {
-                            return Ok(());
+                    Entry::Directory(name) => pending.push(within(&directory, name)),
+                    Entry::File(name, look) => {
+                        if let Some(key) = key_of(&directory, name)
+                            && let Some(stat) = look()?
+                        {
+                            go_on = found(object_meta(key, &stat));
                         }
                     }
                 }
+                Ok(go_on)
+            })?;
+            if !go_on {
+                break;
             }
         }
         Ok(())
     }
 
-    /// Objects and directories straight below `prefix`.
+    /// Objects straight below `prefix`, and the prefixes that have others.
     pub(crate) fn children(&self, prefix: Option<&Path>) -> Result<(Vec<Path>, Vec<ObjectMeta>), StoreFault> {
         self.alive("listing objects")?;
-        let (mut directories, mut objects) = (Vec::new(), Vec::new());
-        for entry in self.entries(&prefix.cloned().unwrap_or_default())? {
-            match entry {
-                Entry::Directory(path) => directories.push(path),
-                Entry::Object(meta) => objects.push(meta),
-            }
-        }
-        Ok((directories, objects))
+        let prefix = prefix.map_or("", Path::as_ref);
+        let objects = self.straight_below(prefix)?;
+        let mut prefixes = BTreeSet::new();
+        self.entries(prefix, &mut |entry| {
+            prefixes.extend(match entry {
+                Entry::Directory(name) => Path::parse(within(prefix, name)).ok(),
+                Entry::File(name, _) => prefix_of(prefix, name),
+            });
+            Ok(true)
+        })?;
+        Ok((prefixes.into_iter().collect(), objects))
     }
 
-    fn entries(&self, directory: &Path) -> Result<Vec<Entry>, StoreFault> {
+    fn straight_below(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreFault> {
+        let (directory, beginning) = straight_below(prefix);
+        let mut objects = Vec::new();
+        self.entries(directory, &mut |entry| {
+            // Only what is asked for is looked at: its siblings are other objects' fragments.
+            if let Entry::File(name, look) = entry
+                && name.starts_with(&beginning)
+                && let Some(key) = key_of(directory, name)
+                && let Some(stat) = look()?
+            {
+                objects.push(object_meta(key, &stat));
+            }
+            Ok(true)
+        })?;
+        Ok(objects)
+    }
+
+    /// Calls `found` for each entry of `directory` (relative to `objects/`), until it answers false.
+    fn entries(&self, directory: &str, found: &mut dyn FnMut(Entry<'_>) -> Result<bool, StoreFault>) -> Result<(), StoreFault> {
         const DOING: &str = "listing objects";
-        let name = if directory.as_ref().is_empty() { "." } else { directory.as_ref() };
+        let name = if directory.is_empty() { "." } else { directory };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = match rustix::fs::openat(&self.objects, name, flags, Mode::empty()) {
             Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {
-                self.alive(DOING)?;
-                return Ok(Vec::new());
-            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => return self.alive(DOING),
             Err(errno) => return Err(StoreFault::new(DOING, errno.into())),
         };
-        let mut entries = Vec::new();
+        let look = |name: &CStr| match rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(StoreFault::new(DOING, errno.into())),
+        };
         for entry in Dir::read_from(&fd).map_err(fault(DOING))? {
             let entry = entry.map_err(fault(DOING))?;
-            if matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                continue;
-            }
             // A name that is no key was not put by us.
-            let Some(path) = entry.file_name().to_str().ok().and_then(|name| child(directory, name)) else { continue };
-            if entry.file_type() == FileType::Directory {
-                entries.push(Entry::Directory(path));
-                continue;
-            }
-            let stat = match rustix::fs::statat(&fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(StoreFault::new(DOING, errno.into())),
+            let Some(name) = entry.file_name().to_str().ok().filter(|name| !matches!(*name, "." | "..")) else { continue };
+            // A file system need not say in a listing what an entry is.
+            let kind = match entry.file_type() {
+                FileType::Unknown => look(entry.file_name())?.map(|stat| FileType::from_raw_mode(stat.st_mode)),
+                known => Some(known),
             };
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => entries.push(Entry::Object(object_meta(path, &stat))),
-                FileType::Directory => entries.push(Entry::Directory(path)),
-                _ => {}
+            let go_on = match kind {
+                Some(FileType::Directory) => found(Entry::Directory(name))?,
+                Some(FileType::RegularFile) => found(Entry::File(name, &|| look(entry.file_name())))?,
+                _ => true,
+            };
+            if !go_on {
+                break;
             }
         }
-        Ok(entries)
+        Ok(())
     }
 }
 
-enum Entry {
-    Directory(Path),
-    Object(ObjectMeta),
-}
-
-fn child(directory: &Path, name: &str) -> Option<Path> {
-    if directory.as_ref().is_empty() { Path::parse(name).ok() } else { Path::parse(format!("{directory}/{name}")).ok() }
+/// What a directory has; a file is only looked at when somebody wants to know. `None`: it is gone by now.
+enum Entry<'a> {
+    Directory(&'a str),
+    File(&'a str, &'a dyn Fn() -> Result<Option<Stat>, StoreFault>),
 }
 
 fn resolve(range: &GetRange, size: u64) -> Result<Range<u64>, Refusal> {

@@ -6,8 +6,10 @@
 pub mod conformance;
 mod direct;
 pub mod drive;
+mod drive_names;
 mod drive_read;
 mod drive_store;
+mod drive_sync;
 pub mod fault;
 pub mod flaky;
 pub mod identity;

@@ -1,5 +1,6 @@
 //! One drive and pools of them: identity, faults, what a crash leaves.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path as FsPath, PathBuf};
 
@@ -196,14 +197,66 @@ async fn keys_that_are_no_file_names_are_errors_and_not_elsewhere() {
     store.put(&odd, sample(1, 10).into()).await.expect("put");
     assert_eq!(store.get(&odd).await.expect("there").bytes().await.expect("reads"), sample(1, 10));
     let listed: Vec<_> = store.list(None).map_ok(|meta| meta.location).try_collect().await.expect("listed");
-    assert_eq!(listed, [odd]);
+    assert_eq!(listed.as_slice(), std::slice::from_ref(&odd));
     // A symbolic link that somebody planted is not followed.
     std::os::unix::fs::symlink("/etc/passwd", directory.path().join("objects/link")).expect("linked");
     assert!(store.get(&"link".into()).await.is_err());
-    // An object cannot be a directory too.
-    store.put(&"plain".into(), sample(1, 10).into()).await.expect("put");
-    assert!(store.put(&"plain/below".into(), sample(1, 10).into()).await.is_err());
-    assert!(matches!(store.get(&"plain/below".into()).await, Err(object_store::Error::NotFound { .. })));
+    // What stands between the parts of a file's name is in no key.
+    for tilde in ["a~b/c", "~", "a/b~c"].map(|key| Path::parse(key).expect("a key")) {
+        assert!(matches!(store.put(&tilde, sample(1, 1).into()).await, Err(object_store::Error::NotSupported { .. })));
+        assert!(matches!(store.copy(&odd, &tilde).await, Err(object_store::Error::NotSupported { .. })));
+        assert!(matches!(store.get(&tilde).await, Err(object_store::Error::NotFound { .. })));
+        store.delete(&tilde).await.expect("nothing to delete");
+        let listed = store.list_with_delimiter(Some(&tilde)).await.expect("listed");
+        assert!(listed.objects.is_empty() && listed.common_prefixes.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_lies_below_one_key_needs_no_directory_of_its_own() {
+    let (directory, store) = drive();
+    let keys = ["v", "v/a", "v/a/1", "v/a/2", "v/a/b/1", "v/a/b/1/x", "v/ab/1"].map(Path::from);
+    for (n, key) in (0..).zip(&keys) {
+        store.put(key, sample(n, 100).into()).await.expect("an object may lie below another one's key");
+    }
+    let objects = directory.path().join("objects");
+    let mut files: BTreeSet<String> = BTreeSet::new();
+    let mut pending = vec![objects.clone()];
+    while let Some(at) = pending.pop() {
+        for entry in fs::read_dir(at).expect("there").map(|entry| entry.expect("an entry").path()) {
+            if entry.is_dir() {
+                pending.push(entry);
+            } else {
+                files.insert(entry.strip_prefix(&objects).expect("below").display().to_string());
+            }
+        }
+    }
+    let expected = ["~v", "v~a", "v/a~1", "v/a~2", "v/a/b~1", "v/a/b/1~x", "v/ab~1"];
+    assert_eq!(files, expected.into_iter().map(str::to_owned).collect::<BTreeSet<_>>());
+    for (n, key) in (0..).zip(&keys) {
+        assert_eq!(store.get(key).await.expect("there").bytes().await.expect("reads"), sample(n, 100), "{key}");
+        let below: Vec<&Path> = keys.iter().filter(|other| *other != key && other.prefix_matches(key)).collect();
+        let mut listed: Vec<Path> = store.list(Some(key)).map_ok(|meta| meta.location).try_collect().await.expect("listed");
+        listed.sort();
+        assert_eq!(listed.iter().collect::<Vec<_>>(), below, "below {key}");
+        let shallow = store.list_with_delimiter(Some(key)).await.expect("listed");
+        let parts = key.parts().count() + 1;
+        let mut names: Vec<&Path> = shallow.objects.iter().map(|meta| &meta.location).collect();
+        names.sort();
+        assert_eq!(
+            names,
+            below.iter().copied().filter(|key| key.parts().count() == parts).collect::<Vec<_>>(),
+            "straight below {key}"
+        );
+        for prefix in &shallow.common_prefixes {
+            let further = |other: &&Path| other.prefix_matches(prefix) && other.parts().count() > parts;
+            assert!(prefix.parts().count() == parts && keys.iter().any(|key| further(&key)), "{prefix} below {key}");
+        }
+    }
+    for key in &keys {
+        store.delete(key).await.expect("deleted");
+    }
+    assert_eq!(count(&objects), 0, "no directory stays");
 }
 
 /// Mounts something for the length of a test; `None` when that is not permitted here.
