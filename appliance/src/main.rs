@@ -45,6 +45,9 @@ use crate::wiring::WiringError;
 /// How long an orderly end may take before it is cut short; nothing acknowledged depends on it.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long fragments that are late may take to come to their drives then; what does not come is repaired later.
+const LATE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long tasks that are left may go on after that.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -205,6 +208,9 @@ fn end(runtime: &Runtime, served: &Arc<Served>) {
     served.stop_fronts();
     let node = Arc::clone(&served.node);
     let ended = runtime.block_on(async { tokio::time::timeout(SHUTDOWN_PATIENCE, node.shutdown()).await });
+    if runtime.block_on(async { tokio::time::timeout(LATE_PATIENCE, served.store.quiesce()).await }).is_err() {
+        tracing::warn!("a drive did not take its last fragments in time: the next repair makes them");
+    }
     match ended {
         Ok(()) => tracing::info!(took_ms = began.elapsed().as_millis() as u64, "ended"),
         Err(_) => tracing::warn!("the engine did not end in time: what is in the journal is replayed at the next start"),

@@ -25,7 +25,7 @@ use object_store::{
     PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::codec::Codecs;
 use crate::error::DistributorError;
@@ -71,6 +71,8 @@ pub(crate) struct Core {
     pub(crate) views: ViewCache,
     pub(crate) locks: KeyLocks,
     pub(crate) stragglers: Stragglers,
+    /// Memory of puts that were acknowledged before their last fragment, in pages.
+    pub(crate) late: Arc<Semaphore>,
     pub(crate) counters: Counters,
     pub(crate) latency_us: AtomicU64,
     doubtful: Mutex<HashSet<Path>>,
@@ -78,6 +80,11 @@ pub(crate) struct Core {
     hasher: RandomState,
     last_order: AtomicU64,
     background: Arc<Background>,
+}
+
+/// What so many bytes of late puts take of [`Core::late`].
+pub(crate) fn late_permits(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(4096)).unwrap_or(u32::MAX)
 }
 
 #[derive(Default)]
@@ -210,6 +217,7 @@ impl Distributor {
             views: ViewCache::new(options.header_cache_bytes),
             locks: KeyLocks::default(),
             stragglers: Stragglers::default(),
+            late: Arc::new(Semaphore::new(late_permits(options.late_bytes as u64) as usize)),
             counters: Counters::default(),
             latency_us: AtomicU64::new(0),
             doubtful: Mutex::default(),

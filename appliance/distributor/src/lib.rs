@@ -17,6 +17,7 @@ mod lookup;
 mod matrix;
 pub mod placement;
 pub mod policy;
+mod progress;
 mod put;
 pub mod repair;
 pub mod stats;

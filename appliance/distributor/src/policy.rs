@@ -25,6 +25,10 @@ pub struct DistributorOptions {
     pub read_timeout: Duration,
     /// When a target that does not answer a write has failed.
     pub write_timeout: Duration,
+    /// Objects that were acknowledged while a fragment was still on its way, in bytes. Puts beyond that wait for their last fragment.
+    pub late_bytes: usize,
+    /// A target on which no write ends for so long while puts wait for it has failed.
+    pub stall_timeout: Duration,
     /// Memory for fragment headers that were read or written lately.
     pub header_cache_bytes: usize,
     /// Which engine computes parity.
@@ -82,6 +86,8 @@ impl DistributorOptions {
             hedge_after: Duration::from_millis(200),
             read_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
+            late_bytes: 64 << 20,
+            stall_timeout: Duration::from_secs(5),
             header_cache_bytes: 32 << 20,
             engine: Engine::Fastest,
             clock,

@@ -26,6 +26,7 @@ use crate::error::{DistributorError, LostFragment, TargetFault};
 use crate::locks::KeyGuard;
 use crate::lookup::{KeyState, Thoroughness};
 use crate::placement::assign;
+use crate::progress::{Outcome, Progress};
 use crate::stats::add;
 use crate::stripe::{Layout, Name, check_key, policy_for};
 use crate::target::Purpose;
@@ -54,12 +55,6 @@ struct Job {
     name: Path,
     header: Arc<FragmentHeader>,
     payload: PutPayload,
-}
-
-/// What became of one fragment.
-struct Outcome {
-    index: usize,
-    written: Result<usize, LostFragment>,
 }
 
 impl Core {
@@ -163,7 +158,7 @@ impl Core {
         }
         let spare = Arc::new(Mutex::new(VecDeque::from(assignment.spare)));
         let (report, mut reports) = mpsc::unbounded_channel();
-        for (job, slot) in jobs.into_iter().zip(assignment.slots) {
+        for (job, slot) in jobs.into_iter().zip(assignment.slots.iter().copied()) {
             let (core, key, spare, report) = (Arc::clone(&self), key.clone(), Arc::clone(&spare), report.clone());
             tokio::spawn(async move {
                 let index = job.index;
@@ -173,11 +168,12 @@ impl Core {
             });
         }
         drop(report);
-        let mut progress = Progress { holders: vec![Vec::new(); total], lost: Vec::new(), need };
+        let mut progress = Progress::new(total, need);
         progress.collect(&mut reports, self.options.grace).await;
         if progress.written() < need {
             return Err(self.give_up(key, layout, progress, reports, guard).await);
         }
+        let late = self.hold_back(&layout, &assignment.slots, &mut progress, &mut reports).await;
         // The new stripe is the object now: the old one goes before anybody is told.
         self.remove_older(key, &state, layout.stripe).await;
         let finished = progress.reported() == total;
@@ -189,6 +185,7 @@ impl Core {
             self.background(async move {
                 progress.collect(&mut reports, Duration::MAX).await;
                 core.settle(&key, layout, &headers, progress, &guard);
+                drop(late);
             });
         }
         Ok(())
@@ -237,8 +234,12 @@ impl Core {
         let (name, payload) = (job.name.clone(), job.payload.clone());
         let bytes = payload.content_length() as u64;
         // A task of its own: a write that is late is not cancelled, for a store may do it all the same.
-        let mut writing: JoinHandle<object_store::Result<_>> =
-            tokio::spawn(async move { store.put_opts(&name, payload, PutOptions::default()).await });
+        let counted = target.begin_write();
+        let mut writing: JoinHandle<object_store::Result<_>> = tokio::spawn(async move {
+            let written = store.put_opts(&name, payload, PutOptions::default()).await;
+            drop(counted);
+            written
+        });
         match tokio::time::timeout(self.options.write_timeout, &mut writing).await {
             Ok(Ok(Ok(_))) => {
                 target.wrote();
@@ -357,44 +358,4 @@ impl Core {
 /// The object's tag: its stripe.
 pub(crate) fn e_tag(stripe: StripeId) -> String {
     format!("{:032x}", stripe.0)
-}
-
-/// How far the fragments of one put are.
-struct Progress {
-    holders: Vec<Vec<usize>>,
-    lost: Vec<LostFragment>,
-    need: usize,
-}
-
-impl Progress {
-    fn written(&self) -> usize {
-        self.holders.iter().filter(|holders| !holders.is_empty()).count()
-    }
-
-    fn reported(&self) -> usize {
-        self.written() + self.lost.len()
-    }
-
-    /// Takes reports until all are in, or until `need` are written and `grace` is over.
-    async fn collect(&mut self, reports: &mut mpsc::UnboundedReceiver<Outcome>, grace: Duration) {
-        let mut deadline = None;
-        while self.reported() < self.holders.len() {
-            if self.written() >= self.need && deadline.is_none() && grace < Duration::MAX {
-                deadline = Some(tokio::time::Instant::now() + grace);
-            }
-            let outcome = match deadline {
-                None => reports.recv().await,
-                Some(at) => match tokio::time::timeout_at(at, reports.recv()).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => return,
-                },
-            };
-            let Some(Outcome { index, written }) = outcome else { return };
-            match (written, self.holders.get_mut(index)) {
-                (Ok(at), Some(holders)) => holders.push(at),
-                (Err(lost), _) => self.lost.push(lost),
-                (Ok(_), None) => {}
-            }
-        }
-    }
 }

@@ -82,6 +82,9 @@ pub(crate) enum Purpose {
     LastResort,
 }
 
+/// So many writes that do not end on a target that is set aside say that it hangs.
+const STUCK: u64 = 4;
+
 #[derive(Debug)]
 struct Condition {
     state: TargetState,
@@ -102,6 +105,25 @@ pub(crate) struct TargetSlot {
     written: AtomicU64,
     read: AtomicU64,
     errors: AtomicU64,
+    /// Those of the store that is attached.
+    writes: RwLock<Arc<Writes>>,
+}
+
+/// Writes that were begun on a target and have ended, one way or the other.
+#[derive(Debug, Default)]
+struct Writes {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+/// A write that goes on, whoever waits for it.
+#[derive(Debug)]
+pub(crate) struct Writing(Arc<Writes>);
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 struct ClockRef(Arc<dyn Clock>);
@@ -124,6 +146,7 @@ impl TargetSlot {
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            writes: RwLock::default(),
         }
     }
 
@@ -131,6 +154,7 @@ impl TargetSlot {
     pub(crate) fn attach(&self, store: Option<Arc<dyn ObjectStore>>) {
         let state = if store.is_some() { TargetState::Active } else { TargetState::Missing };
         *self.store.write() = store;
+        *self.writes.write() = Arc::default();
         let mut condition = self.condition.lock();
         condition.failures = 0;
         condition.pause = PAUSE_MIN;
@@ -161,6 +185,7 @@ impl TargetSlot {
         match (condition.state, purpose) {
             (TargetState::Missing, _) => false,
             (TargetState::Active, _) | (TargetState::Full, Purpose::Read | Purpose::Delete) | (_, Purpose::LastResort) => true,
+            (TargetState::SetAside, _) if self.is_stuck() => false,
             (TargetState::Full | TargetState::SetAside, _) => due,
         }
     }
@@ -174,6 +199,7 @@ impl TargetSlot {
             (TargetState::Missing, _) => return None,
             (TargetState::Active, _) | (TargetState::Full, Purpose::Read | Purpose::Delete) | (_, Purpose::LastResort) => {}
             (TargetState::Full | TargetState::SetAside, _) if !due => return None,
+            (TargetState::SetAside, _) if self.is_stuck() => return None,
             // This caller is the probe; the others wait for its outcome.
             (TargetState::SetAside, _) => condition.retry_at = Some(now + condition.pause),
             (TargetState::Full, _) => condition.retry_at = Some(now + FULL_PAUSE),
@@ -231,6 +257,28 @@ impl TargetSlot {
                 Err(_) => return Err(TargetFault::TimedOut),
             }
         }
+    }
+
+    /// Counts a write until what it returns is dropped.
+    pub(crate) fn begin_write(&self) -> Writing {
+        let writes = Arc::clone(&self.writes.read());
+        writes.begun.fetch_add(1, Ordering::AcqRel);
+        Writing(writes)
+    }
+
+    /// Writes that have ended since the start.
+    pub(crate) fn writes_ended(&self) -> u64 {
+        self.writes.read().ended.load(Ordering::Acquire)
+    }
+
+    /// Whether writes hang on it: a probe would only hang with them, and hold its thread and its bytes as they do.
+    fn is_stuck(&self) -> bool {
+        let ended = self.writes_ended();
+        self.writes.read().begun.load(Ordering::Acquire).saturating_sub(ended) >= STUCK
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.condition.lock().state == TargetState::Active
     }
 
     /// A store for a write that goes on by itself when its caller is tired of waiting; the caller keeps score.

@@ -103,6 +103,7 @@ struct Controls {
     down: AtomicBool,
     full: AtomicBool,
     slow: Mutex<Option<Duration>>,
+    slow_changes: Mutex<Option<Duration>>,
     slow_listing: Mutex<Option<Duration>>,
     fuse: Arc<Fuse>,
     operations: AtomicU64,
@@ -127,6 +128,7 @@ impl FlakyStore {
             down: AtomicBool::new(false),
             full: AtomicBool::new(false),
             slow: Mutex::new(None),
+            slow_changes: Mutex::new(None),
             slow_listing: Mutex::new(None),
             fuse,
             operations: AtomicU64::new(0),
@@ -155,6 +157,11 @@ impl FlakyStore {
     /// Every operation takes this much longer.
     pub fn set_slow(&self, delay: Option<Duration>) {
         *self.controls.slow.lock() = delay;
+    }
+
+    /// Every put and delete takes this much longer.
+    pub fn set_slow_changes(&self, delay: Option<Duration>) {
+        *self.controls.slow_changes.lock() = delay;
     }
 
     /// Every item of a listing takes this much longer.
@@ -261,9 +268,10 @@ impl Controls {
     async fn enter(&self, changes: bool) -> Result<Dice> {
         self.operations.fetch_add(1, Ordering::SeqCst);
         let dice = self.throw();
-        let slow = *self.slow.lock();
+        let slow = self.slow.lock().unwrap_or_default();
+        let slow_change = if changes { self.slow_changes.lock().unwrap_or_default() } else { Duration::ZERO };
         let by_chance = if dice.slow { self.toxics.lock().delay } else { Duration::ZERO };
-        let delay = slow.unwrap_or_default() + by_chance;
+        let delay = slow + slow_change + by_chance;
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
