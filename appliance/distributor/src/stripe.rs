@@ -150,15 +150,21 @@ impl Name {
     }
 }
 
+/// Bytes of a key's last part: a file name has 255, a fragment's name at most 32 + 4 + 2 + 2 + 2 + 16 of them, and one stands between.
+const LAST_MAX: usize = 255 - 58 - 1;
+
 /// Why a key cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Empty, or longer than a fragment's header holds.
     #[error("a key has 1 to {KEY_MAX} bytes")]
     Length,
-    /// A part of it looks like a fragment's name.
-    #[error("a part of the key has the form of a fragment's name")]
+    /// A part of it looks like a fragment's name, or has the character that stands between key and fragment in a drive's files.
+    #[error("a part of the key has the form of a fragment's name, or a ~")]
     Reserved,
+    /// Its last part and a fragment's name are more than a file name holds.
+    #[error("the last part of a key has at most {LAST_MAX} bytes")]
+    LastPart,
 }
 
 /// Checks that fragments under `key` can be told from everything else.
@@ -166,8 +172,11 @@ pub(crate) fn check_key(key: &Path) -> Result<(), KeyError> {
     if key.as_ref().is_empty() || key.as_ref().len() > KEY_MAX {
         return Err(KeyError::Length);
     }
-    if key.parts().any(|part| Name::parse(part.as_ref()).is_some()) {
+    if key.as_ref().contains('~') || key.parts().any(|part| Name::parse(part.as_ref()).is_some()) {
         return Err(KeyError::Reserved);
+    }
+    if key.filename().is_some_and(|last| last.len() > LAST_MAX) {
+        return Err(KeyError::LastPart);
     }
     Ok(())
 }
@@ -180,7 +189,7 @@ pub(crate) fn split(path: &Path) -> Option<(Path, Name)> {
 
 #[cfg(test)]
 mod tests {
-    use lamina_formats::fragment::StripeId;
+    use lamina_formats::fragment::{PAGES_MAX, StripeId};
     use object_store::path::Path;
 
     use super::{KeyError, Layout, Name, Piece, check_key, policy_for, split};
@@ -210,7 +219,13 @@ mod tests {
         assert_eq!(check_key(&Path::from(format!("a/{name}/b"))), Err(KeyError::Reserved));
         assert_eq!(check_key(&Path::default()), Err(KeyError::Length));
         assert_eq!(check_key(&Path::from("x".repeat(256))), Err(KeyError::Length));
-        assert_eq!(check_key(&Path::from("ns/sco/0001-17.v0")), Ok(()));
+        assert_eq!(check_key(&Path::parse("a~b/c").expect("a path")), Err(KeyError::Reserved));
+        assert_eq!(check_key(&Path::from(format!("a/{}", "x".repeat(197)))), Err(KeyError::LastPart));
+        let longest = Path::from(format!("a/{}", "x".repeat(196)));
+        assert_eq!(check_key(&longest), Ok(()));
+        let name = Name::Fragment { layout: layout("128+127", u64::from(PAGES_MAX) * 128 * 4096), index: 254 };
+        assert!(longest.filename().expect("a part").len() + 1 + name.to_string().len() <= 255);
+        assert_eq!(check_key(&Path::from("ns/sco/000000000/0001-17.v0")), Ok(()));
     }
 
     #[test]

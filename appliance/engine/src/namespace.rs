@@ -7,8 +7,8 @@ use lamina_contract::{Epoch, Generation, ScoNumber, TlogNumber, VolumeId};
 use lamina_formats::manifest::Term;
 use object_store::path::Path;
 
-/// Numbers in a group: as many as have their fragments' names in one block of a directory.
-const GROUP: u64 = 64;
+/// Numbers in a group: as many as have their fragments' names in one block of a directory (of 4 KiB).
+const GROUP: u64 = 32;
 
 /// All objects of one volume in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,8 @@ impl Namespace {
     /// A manifest generation.
     #[must_use]
     pub fn manifest(self, generation: Generation, epoch: Epoch) -> Path {
-        Path::from(format!("{}/manifest/{:010x}-{:08x}", self.0, generation.0, epoch.0))
+        let generation = generation.0;
+        Path::from(format!("{}/manifest/{:09x}/{generation:010x}-{:08x}", self.0, generation / GROUP, epoch.0))
     }
 
     /// Where all manifests are.
@@ -96,10 +97,10 @@ mod tests {
     #[test]
     fn keys_of_numbers_sort_and_share_groups() {
         let ns = Namespace(VolumeId(7));
-        let keys: Vec<_> = [0, 63, 64, 0xff_ffff_ffff].map(|number| ns.sco(Epoch(2), ScoNumber(number))).into();
-        assert_eq!(keys[1].as_ref(), "0000000000000007/sco/000000000/00000002-000000003f.v0");
-        assert_eq!(keys[2].as_ref(), "0000000000000007/sco/000000001/00000002-0000000040.v0");
-        assert_eq!(keys[3].as_ref(), "0000000000000007/sco/3ffffffff/00000002-ffffffffff.v0");
+        let keys: Vec<_> = [0, 31, 32, 0xff_ffff_ffff].map(|number| ns.sco(Epoch(2), ScoNumber(number))).into();
+        assert_eq!(keys[1].as_ref(), "0000000000000007/sco/000000000/00000002-000000001f.v0");
+        assert_eq!(keys[2].as_ref(), "0000000000000007/sco/000000001/00000002-0000000020.v0");
+        assert_eq!(keys[3].as_ref(), "0000000000000007/sco/7ffffffff/00000002-ffffffffff.v0");
         assert!(keys.is_sorted());
     }
 

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Order of a put: write `temporary/<n>`, `fdatasync` it, rename it to the object's file, `fsync` that one's directory (one sync for
-//! all who came into it meanwhile, `drive_sync.rs`) and every parent not known to be durable. A crash leaves the old object or the new one, and at most a temporary file that the next open removes.
+//! all who came into it meanwhile, `drive_sync.rs`) and every parent not known to be durable. A crash leaves the old object or the new
+//! one, and at most a temporary file that the next open removes.
 //! There is no lock around puts: many at once share the file system's group commit. Large ones go past the page cache (`direct.rs`).
 //!
 //! Everything goes through descriptors taken at open, and each operation first checks that the path still leads to that directory
@@ -267,13 +268,11 @@ impl Drive {
     /// A failed sync fails the drive, unless it only lacks space: then nothing that matters was lost, for the put fails.
     fn synced(&self, doing: &'static str, result: Result<(), Errno>) -> Result<(), StoreFault> {
         result.map_err(|errno| {
-            let found = StoreFault::new(doing, errno.into());
-            if found.kind() == FaultKind::Full {
-                return found;
+            let found = sync_fault(doing, errno);
+            if found.kind() != FaultKind::Full && !self.failed.swap(true, Ordering::AcqRel) {
+                tracing::error!(drive = %self.identity.drive, path = %self.path.display(), %errno, "sync failed: the drive is set to failed");
             }
-            self.failed.store(true, Ordering::Release);
-            tracing::error!(drive = %self.identity.drive, path = %self.path.display(), %errno, "sync failed: the drive is set to failed");
-            StoreFault::of_kind(FaultKind::Device, doing, errno.into())
+            found
         })
     }
 
@@ -393,14 +392,17 @@ impl Drive {
     /// Runs after the rename, so that whatever directory the name is in now is the one that is synced. `removals` was read before.
     fn sync_name(&self, file: &str, removals: u64) -> Result<(), StoreFault> {
         let chain: Vec<&str> = parents(file).collect();
-        self.sync_directory(chain.last().copied())?;
+        let mut there = self.sync_directory(chain.last().copied())?;
         let mut fresh = Vec::new();
         for (depth, directory) in chain.iter().enumerate().rev() {
             if self.durable.lock().names.contains(*directory) {
                 break;
             }
-            self.sync_directory(depth.checked_sub(1).and_then(|above| chain.get(above).copied()))?;
+            there &= self.sync_directory(depth.checked_sub(1).and_then(|above| chain.get(above).copied()))?;
             fresh.push((*directory).to_owned());
+        }
+        if !there {
+            return Ok(());
         }
         let mut durable = self.durable.lock();
         if durable.removing == 0 && durable.removals == removals {
@@ -412,23 +414,36 @@ impl Drive {
         Ok(())
     }
 
-    fn sync_directory(&self, directory: Option<&str>) -> Result<(), StoreFault> {
+    /// False when there is no such directory.
+    fn sync_directory(&self, directory: Option<&str>) -> Result<bool, StoreFault> {
         const DOING: &str = "syncing a directory";
         let synced = self.syncs.sync(directory.unwrap_or_default(), || {
-            let Some(directory) = directory else {
-                return rustix::fs::fsync(&self.objects).map_err(SyncError::Sync);
+            // Those who waited for a sync that failed must not try again: the second one may be told nothing of what was lost.
+            if self.failed.load(Ordering::Acquire) {
+                return Err(SyncError::Sync(Errno::IO));
+            }
+            let opened = match directory {
+                Some(directory) => Some(self.open_directory(directory).map_err(SyncError::Open)?),
+                None => None,
             };
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(&self.objects, directory, flags, Mode::empty()).map_err(SyncError::Open)?;
-            rustix::fs::fsync(&fd).map_err(SyncError::Sync)
+            rustix::fs::fsync(opened.as_ref().unwrap_or(&self.objects)).map_err(|errno| {
+                // Said here, before anybody else may begin.
+                let _ = self.synced(DOING, Err(errno));
+                SyncError::Sync(errno)
+            })
         });
         match synced {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
             // A delete that came after us took the object and its directory: there is nothing left to make durable.
-            Err(SyncError::Open(Errno::NOENT)) => self.alive(DOING),
+            Err(SyncError::Open(Errno::NOENT)) => self.alive(DOING).map(|()| false),
             Err(SyncError::Open(errno)) => Err(StoreFault::new(DOING, errno.into())),
-            Err(SyncError::Sync(errno)) => self.synced(DOING, Err(errno)),
+            Err(SyncError::Sync(errno)) => Err(sync_fault(DOING, errno)),
         }
+    }
+
+    fn open_directory(&self, directory: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.objects, directory, flags, Mode::empty())
     }
 
     /// Removes an object durably, and the directories that are empty then. A missing object is fine.
@@ -436,55 +451,59 @@ impl Drive {
         const DOING: &str = "removing an object";
         self.writable(DOING)?;
         let Some(file) = file_of(key) else { return Ok(()) };
-        match rustix::fs::unlinkat(&self.objects, &file, AtFlags::empty()) {
-            Ok(()) => {}
-            // That a file is missing must be durable too: an earlier delete may have been cut short.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG) => {}
-            Err(errno) => return Err(StoreFault::new(DOING, errno.into())),
-        }
         let chain: Vec<&str> = parents(&file).collect();
+        // By descriptor: by name a younger directory may be found later, and its sync says nothing about this one.
+        let opened = self.open_chain(&chain).map_err(fault(DOING))?;
         let alone = {
             let mut durable = self.durable.lock();
             durable.removing += 1;
             durable.removals += 1;
             (durable.removing == 1).then_some(durable.removals)
         };
-        let changed = self.remove_empty(&chain, alone);
+        let removed = match rustix::fs::unlinkat(&self.objects, &file, AtFlags::empty()) {
+            // That a file is missing must be durable too: an earlier delete may have been cut short.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG) => self.remove_empty(&chain, alone),
+            Err(errno) => Err(StoreFault::new(DOING, errno.into())),
+        };
         self.durable.lock().removing -= 1;
-        self.sync_nearest(changed?)
+        removed?;
+        self.sync_lowest(&opened)
     }
 
-    /// Makes it durable that names are gone from `directory`. When another delete has removed it since, that is what must be durable:
-    /// the nearest directory above that exists is synced, for the other delete need not have done so yet.
-    fn sync_nearest(&self, directory: Option<&str>) -> Result<(), StoreFault> {
+    /// The directories of `chain` from the top, as far as they exist.
+    fn open_chain(&self, chain: &[&str]) -> Result<Vec<OwnedFd>, Errno> {
+        let mut opened = Vec::with_capacity(chain.len());
+        for directory in chain {
+            match self.open_directory(directory) {
+                Ok(fd) => opened.push(fd),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Makes it durable that names are gone from the lowest of the directories: it is synced, or, when it has been removed itself, by
+    /// whomever, the lowest one above that is still there.
+    fn sync_lowest(&self, opened: &[OwnedFd]) -> Result<(), StoreFault> {
         const DOING: &str = "syncing a directory";
-        if let Some(nearest) = self.open_nearest(directory).map_err(fault(DOING))? {
-            return self.synced(DOING, rustix::fs::fsync(&nearest));
+        for directory in opened.iter().rev() {
+            if rustix::fs::fstat(directory).map_err(fault(DOING))?.st_nlink > 0 {
+                return self.synced(DOING, rustix::fs::fsync(directory));
+            }
         }
         self.alive(DOING)?;
         self.synced(DOING, rustix::fs::fsync(&self.objects))
     }
 
-    /// `directory` or the nearest one above that exists; `None` is `objects/` itself.
-    fn open_nearest(&self, mut directory: Option<&str>) -> Result<Option<OwnedFd>, Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        while let Some(name) = directory {
-            match rustix::fs::openat(&self.objects, name, flags, Mode::empty()) {
-                Err(Errno::NOENT | Errno::NOTDIR) => directory = name.rsplit_once('/').map(|(above, _)| above),
-                other => return other.map(Some),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Removes the directories of `chain` from the bottom up while they are empty; says which directory changed last. `alone` is the
-    /// number of this removal when no other one was under way as it began.
-    fn remove_empty<'a>(&self, chain: &[&'a str], alone: Option<u64>) -> Result<Option<&'a str>, StoreFault> {
+    /// Removes the directories of `chain` from the bottom up while they are empty. `alone` is the number of this removal when no other
+    /// one was under way as it began.
+    fn remove_empty(&self, chain: &[&str], alone: Option<u64>) -> Result<(), StoreFault> {
         for directory in chain.iter().rev() {
             let known = self.durable.lock().names.remove(*directory);
             match rustix::fs::unlinkat(&self.objects, *directory, AtFlags::REMOVEDIR) {
                 Ok(()) => {}
-                // It was never there, or another delete was quicker: the name's absence is in the directory above.
+                // It was never there, or another delete was quicker.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {}
                 Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => {
                     let mut durable = self.durable.lock();
@@ -492,13 +511,19 @@ impl Drive {
                     if known && alone == Some(durable.removals) {
                         durable.names.insert((*directory).to_owned());
                     }
-                    return Ok(Some(directory));
+                    return Ok(());
                 }
                 Err(errno) => return Err(StoreFault::new("removing an empty directory", errno.into())),
             }
         }
-        Ok(None)
+        Ok(())
     }
+}
+
+/// What a sync that failed means to whoever asked for it.
+fn sync_fault(doing: &'static str, errno: Errno) -> StoreFault {
+    let found = StoreFault::new(doing, errno.into());
+    if found.kind() == FaultKind::Full { found } else { StoreFault::of_kind(FaultKind::Device, doing, errno.into()) }
 }
 
 /// The file that a put is to make.
@@ -530,30 +555,86 @@ fn remove_leftovers(temporary: &OwnedFd) -> Result<(), DriveError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::sync::atomic::Ordering;
 
+    use bytes::Bytes;
     use lamina_contract::Timestamp;
     use lamina_formats::drive::{DriveId, DriveIdentity, PoolId};
+    use object_store::PutMode;
+    use tempfile::TempDir;
 
     use super::{DriveStore, OBJECTS};
+    use crate::fault::FaultKind;
 
-    #[test]
-    fn a_delete_whose_directory_another_one_removed_syncs_the_nearest_above() {
+    fn claimed() -> (TempDir, DriveStore) {
         let top = tempfile::tempdir().expect("a directory");
         let identity = DriveIdentity { drive: DriveId(1), pool: PoolId(7), slot: 0, created: Timestamp(1) };
         DriveStore::claim(top.path(), &identity).expect("claimed");
         let store = DriveStore::open(top.path(), PoolId(7)).expect("opened");
-        let kept = top.path().join(OBJECTS).join("a/b");
-        std::fs::create_dir_all(&kept).expect("made");
-        for name in ["a/b", "a/b/gone", "a/b/gone/too"] {
-            let nearest = store.drive.open_nearest(Some(name)).expect("opened").expect("below objects/");
-            let stat = rustix::fs::fstat(&nearest).expect("looked at");
-            assert_eq!(stat.st_ino, std::fs::metadata(&kept).expect("looked at").ino(), "{name}");
-        }
-        assert!(store.drive.open_nearest(Some("q/r")).expect("looked for").is_none());
-        store.drive.sync_nearest(Some("q/r")).expect("synced");
+        (top, store)
+    }
+
+    fn is_durable(store: &DriveStore, directory: &str) -> bool {
+        store.drive.durable.lock().names.contains(directory)
+    }
+
+    fn put(store: &DriveStore, key: &str) {
+        store.drive.put(&key.into(), &[Bytes::from_static(b"x")], &PutMode::Overwrite).expect("put");
+    }
+
+    #[test]
+    fn a_delete_whose_directory_went_and_came_back_syncs_the_one_above() {
+        let (top, store) = claimed();
+        let objects = top.path().join(OBJECTS);
+        std::fs::create_dir_all(objects.join("a/b/c")).expect("made");
+        let opened = store.drive.open_chain(&["a", "a/b", "a/b/c", "a/b/c/d"]).expect("opened");
+        assert_eq!(opened.len(), 3);
+        // Another delete removes two of them, another put makes one again: that one is younger than the delete.
+        std::fs::remove_dir(objects.join("a/b/c")).expect("removed");
+        std::fs::remove_dir(objects.join("a/b")).expect("removed");
+        std::fs::create_dir(objects.join("a/b")).expect("made");
+        let links: Vec<_> = opened.iter().map(|fd| rustix::fs::fstat(fd).expect("looked at").st_nlink > 0).collect();
+        assert_eq!(links, [true, false, false], "the lowest that is still there is `a`");
+        store.drive.sync_lowest(&opened).expect("synced");
         // The drive itself gone is no success.
         std::fs::remove_dir_all(top.path()).expect("removed");
-        assert!(store.drive.sync_nearest(Some("q/r")).is_err());
+        assert!(store.drive.sync_lowest(&opened).is_err());
+    }
+
+    #[test]
+    fn a_directory_stays_known_as_durable_while_only_its_files_go() {
+        let (_top, store) = claimed();
+        put(&store, "v/g/a/1");
+        put(&store, "v/g/b/1");
+        assert!(is_durable(&store, "v/g") && is_durable(&store, "v"));
+        store.drive.delete(&"v/g/a/1".into()).expect("deleted");
+        assert!(is_durable(&store, "v/g"), "or each delete would cost the next put two syncs");
+        // Another delete under way may have removed it, and a put made it again.
+        store.drive.durable.lock().removing += 1;
+        put(&store, "v/g/c/1");
+        store.drive.delete(&"v/g/c/1".into()).expect("deleted");
+        assert!(!is_durable(&store, "v/g"));
+        store.drive.durable.lock().removing -= 1;
+        put(&store, "v/g/c/1");
+        assert!(is_durable(&store, "v/g"));
+        // Another one that began meanwhile, as it is found not empty.
+        let before = store.drive.durable.lock().removals;
+        store.drive.durable.lock().removals += 1;
+        store.drive.remove_empty(&["v", "v/g"], Some(before)).expect("not empty");
+        assert!(!is_durable(&store, "v/g"));
+        for key in ["v/g/b/1", "v/g/c/1"] {
+            store.drive.delete(&key.into()).expect("deleted");
+        }
+        assert!(!is_durable(&store, "v/g") && !is_durable(&store, "v"), "they are gone");
+    }
+
+    #[test]
+    fn after_a_failed_sync_nobody_tries_another_one() {
+        let (_top, store) = claimed();
+        put(&store, "v/g/a/1");
+        store.drive.failed.store(true, Ordering::SeqCst);
+        let error = store.drive.sync_directory(Some("v/g")).expect_err("one that waited while the first one failed");
+        assert_eq!(error.kind(), FaultKind::Device);
+        assert!(store.drive.put(&"v/g/b/1".into(), &[Bytes::from_static(b"x")], &PutMode::Overwrite).is_err());
     }
 }

@@ -94,7 +94,7 @@ impl Drive {
         Ok(())
     }
 
-    /// Objects straight below `prefix`, and the prefixes that have others.
+    /// Objects straight below `prefix`, and the prefixes that have others, or had before a crash.
     pub(crate) fn children(&self, prefix: Option<&Path>) -> Result<(Vec<Path>, Vec<ObjectMeta>), StoreFault> {
         self.alive("listing objects")?;
         let prefix = prefix.map_or("", Path::as_ref);
@@ -103,7 +103,7 @@ impl Drive {
         self.entries(prefix, &mut |entry| {
             prefixes.extend(match entry {
                 Entry::Directory(name) => Path::parse(within(prefix, name)).ok(),
-                Entry::File(name, _) => prefix_of(prefix, name),
+                Entry::File(name, _) => key_of(prefix, name).and_then(|_| prefix_of(prefix, name)),
             });
             Ok(true)
         })?;

@@ -259,6 +259,67 @@ async fn what_lies_below_one_key_needs_no_directory_of_its_own() {
     assert_eq!(count(&objects), 0, "no directory stays");
 }
 
+/// What somebody else put there is neither listed nor in the way of what is.
+#[tokio::test]
+async fn strange_entries_are_no_objects_and_spoil_no_listing() {
+    use std::os::unix::ffi::OsStrExt;
+    let (directory, store) = drive();
+    let key = Path::from("v/g/a/1");
+    store.put(&key, sample(1, 10).into()).await.expect("put");
+    let objects = directory.path().join("objects");
+    let strange: [&[u8]; 7] = [b"v/g/plain", b"v/g/a~", b"v/g/~1", b"v/g/a~1~2", b"v/g/\xff~1", b"v/g/.~x", b"v/plain"];
+    for name in strange {
+        fs::write(objects.join(std::ffi::OsStr::from_bytes(name)), "x").expect("written");
+    }
+    fs::create_dir(objects.join("v/g/dir~1")).expect("made");
+    fs::write(objects.join("v/g/dir~1/b~1"), "x").expect("written");
+    std::os::unix::fs::symlink("/etc", objects.join("v/g/away")).expect("linked");
+    std::os::unix::fs::symlink("/etc/passwd", objects.join("v/g/b~1")).expect("linked");
+    let status = std::process::Command::new("mkfifo").arg(objects.join("v/g/c~1")).status().expect("made");
+    assert!(status.success());
+    for prefix in [None, Some(Path::from("v")), Some(Path::from("v/g")), Some(Path::from("v/g/a"))] {
+        let listed: Vec<_> = store.list(prefix.as_ref()).map_ok(|meta| meta.location).try_collect().await.expect("listed");
+        assert_eq!(listed.as_slice(), std::slice::from_ref(&key), "below {prefix:?}");
+    }
+    let shallow = store.list_with_delimiter(Some(&"v/g/a".into())).await.expect("listed");
+    assert_eq!(shallow.objects.len(), 1);
+    assert!(store.list(Some(&"v/g/plain".into())).try_collect::<Vec<_>>().await.expect("a file is no directory").is_empty());
+    for name in ["v/g/b/1", "v/g/c/1", "v/g/dir/1"] {
+        assert!(store.get(&name.into()).await.is_err(), "{name}");
+    }
+    assert!(store.put(&"v/plain/x/1".into(), sample(1, 1).into()).await.is_err(), "a file stands in a directory's place");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_change_is_in_every_listing_of_a_busy_directory() {
+    let (_directory, store) = drive();
+    let key = Path::from("v/g/kept");
+    let fragment = Path::from("v/g/kept/1");
+    store.put(&fragment, sample(1, 10).into()).await.expect("put");
+    let busy = (0..4_u64).map(|n| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for round in 0..100 {
+                let key = Path::from(format!("v/g/other{n}-{}/1", round % 16));
+                store.put(&key, sample(n, 10).into()).await.expect("put");
+                if round % 3 > 0 {
+                    store.delete(&key).await.expect("deleted");
+                }
+            }
+        })
+    });
+    let busy: Vec<_> = busy.collect();
+    let mut looks = 0;
+    while looks < 50 || busy.iter().any(|task| !task.is_finished()) {
+        let listed = store.list_with_delimiter(Some(&key)).await.expect("listed");
+        assert_eq!(listed.objects.iter().map(|meta| &meta.location).collect::<Vec<_>>(), [&fragment]);
+        looks += 1;
+    }
+    for task in busy {
+        task.await.expect("no task failed");
+    }
+}
+
 /// Mounts something for the length of a test; `None` when that is not permitted here.
 struct Mount(PathBuf);
 
