@@ -357,14 +357,20 @@ fn a_segment_that_an_earlier_life_prepared_does_not_hide_what_a_later_one_wrote(
 
 const LONG: JournalConfig = JournalConfig { bytes: 128 << 20, segment_bytes: 4 << 20 };
 
-#[test]
-fn rot_in_the_newest_header_costs_nothing_when_several_were_prepared_in_the_life_before() {
+/// A long journal after its first block and so many preparations.
+fn prepared(times: usize) -> (Arc<dyn Disk>, Journal, Vec<Arc<SegmentUse>>) {
     let disk = disk();
     let (journal, ..) = open_as(&disk, LONG);
-    let mut held = vec![append(&journal, 0, 9).expect("append")];
-    for _ in 0..3 {
+    let held = vec![append(&journal, 0, 9).expect("append")];
+    for _ in 0..times {
         journal.prepare().expect("prepared");
     }
+    (disk, journal, held)
+}
+
+#[test]
+fn rot_in_the_newest_header_costs_nothing_when_several_were_prepared_in_the_life_before() {
+    let (disk, journal, mut held) = prepared(3);
     // Into use 4, the last that waited; the oldest are let go in two goes, and a segment is prepared after each.
     for block in 1..1700 {
         held.push(append(&journal, block, 9).expect("append"));
@@ -395,12 +401,7 @@ fn a_long_journal_prepares_several_segments_and_begins_them_in_their_order() {
         waiting.sort_unstable();
         waiting
     };
-    let disk = disk();
-    let (journal, ..) = open_as(&disk, LONG);
-    let mut held = vec![append(&journal, 0, 9).expect("append")];
-    for _ in 0..5 {
-        journal.prepare().expect("prepared");
-    }
+    let (disk, journal, mut held) = prepared(5);
     assert_eq!(unbegun(&disk), [2, 3, 4], "three and no more");
     assert!(!journal.claim_preparing());
     // Through two of them; nobody prepares in their stead, but somebody is asked to.
@@ -452,12 +453,7 @@ fn segments_prepared_by_several_threads_are_begun_in_one_order() {
 #[test]
 fn a_header_that_power_took_behind_the_one_in_use_costs_nothing() {
     // Of three that waited the first was begun, and the second is not there any more.
-    let disk = disk();
-    let (journal, ..) = open_as(&disk, LONG);
-    let mut held = vec![append(&journal, 0, 9).expect("append")];
-    for _ in 0..3 {
-        journal.prepare().expect("prepared");
-    }
+    let (disk, journal, mut held) = prepared(3);
     for block in 1..800 {
         held.push(append(&journal, block, 9).expect("append"));
     }
