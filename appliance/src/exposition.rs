@@ -154,6 +154,12 @@ fn targets(page: &mut Page, served: &Served) {
         target(index).map_or(0, |t| t.bytes_written)
     });
     each("lamina_target_errors_total", "counter", "Calls that failed.", &|index| target(index).map_or(0, |t| t.errors));
+    each(
+        "lamina_target_held_back_total",
+        "counter",
+        "Puts that waited for this target alone: the pool goes at its pace.",
+        &|index| target(index).map_or(0, |t| t.held_back),
+    );
 }
 
 /// Name, kind, help, and where the value is.

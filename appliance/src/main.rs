@@ -48,6 +48,9 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
 /// How long fragments that are late may take to come to their drives then; what does not come is repaired later.
 const LATE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Threads for what blocks, beside those of the drives.
+const BLOCKING_THREADS: usize = 256;
+
 /// How long tasks that are left may go on after that.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -127,6 +130,8 @@ fn run(arguments: &Arguments) -> Result<(), DaemonError> {
     let state = StateDir::take(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // Drives that hang keep their threads: what is left must do.
+        .max_blocking_threads(BLOCKING_THREADS + settings.drives.len() * lamina_stores::drive::OPERATIONS)
         .thread_name("lamina")
         .build()
         .map_err(system("starting threads"))?;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::Instant;
 
 use crate::distributor::{Core, late_permits};
 use crate::error::{LostFragment, TargetFault};
@@ -16,6 +15,12 @@ use crate::target::TargetSlot;
 
 /// How often a put that is held back looks whether it still must be.
 const HOLD_TICK: Duration = Duration::from_millis(50);
+
+/// Looks after which it is seen anew whether the other targets get on.
+const HOLD_WINDOW: u32 = 20;
+
+/// What the smallest late put counts for: it holds threads and tasks as well as bytes.
+const LATE_MIN: u64 = 256 << 10;
 
 /// What became of one fragment.
 pub(crate) struct Outcome {
@@ -73,8 +78,8 @@ impl Progress {
 
 impl Core {
     /// Lets a put that has enough fragments be acknowledged before its last one, when the bytes it holds until then are within bounds; else
-    /// it waits, which slows its writer down to the pace of the slowest target. A target on which nothing ends meanwhile has failed: it
-    /// keeps what hangs on it and gets nothing more.
+    /// it waits, which slows its writer down to the pace of the slowest target. A target on which nothing ends meanwhile, though all goes
+    /// well on the others, has failed: it keeps what hangs on it and gets nothing more.
     pub(crate) async fn hold_back(
         &self,
         layout: &Layout,
@@ -83,29 +88,57 @@ impl Core {
         reports: &mut mpsc::UnboundedReceiver<Outcome>,
     ) -> Option<OwnedSemaphorePermit> {
         let total = layout.policy.total();
-        let held = late_permits(layout.fragment_len() * total as u64).min(late_permits(self.options.late_bytes as u64));
-        let ended = |at: usize| self.targets.get(at).map_or(0, TargetSlot::writes_ended);
-        let mut seen: Vec<(u64, Instant)> = slots.iter().map(|slot| (slot.map_or(0, ended), Instant::now())).collect();
-        while progress.reported() < total {
+        let bytes = (layout.fragment_len() * total as u64).max(LATE_MIN);
+        let held = late_permits(bytes).min(late_permits(self.options.late_bytes as u64)).max(1);
+        let mut before = Vec::new();
+        let mut seen: Vec<(u64, Duration)> = slots.iter().map(|_| (0, Duration::ZERO)).collect();
+        for look in 0_u32.. {
+            if progress.reported() >= total {
+                break;
+            }
+            if look.is_multiple_of(HOLD_WINDOW) {
+                before = self.targets.iter().map(TargetSlot::writes_ended).collect();
+            }
             if let Ok(permit) = Arc::clone(&self.late).try_acquire_many_owned(held) {
                 return Some(permit);
             }
             let mut hopeless = true;
-            for ((index, slot), (count, since)) in slots.iter().enumerate().zip(&mut seen) {
-                let Some(target) = slot.and_then(|at| self.targets.get(at)).filter(|_| !progress.has(index)) else { continue };
-                if target.writes_ended() != *count {
-                    (*count, *since) = (target.writes_ended(), Instant::now());
+            for ((index, slot), (ended, quiet)) in slots.iter().enumerate().zip(&mut seen) {
+                let Some((at, target)) = slot.and_then(|at| Some((at, self.targets.get(at)?))) else { continue };
+                if progress.has(index) {
+                    continue;
                 }
-                if target.is_active() && since.elapsed() >= self.options.stall_timeout {
+                if target.is_idle() {
+                    // The fragment went on to another one.
+                    hopeless = false;
+                    continue;
+                }
+                if look == 0 {
+                    target.held_back();
+                }
+                // In looks, not by the clock: a process that was stopped has seen nothing. Nor is it this target when none gets on.
+                if target.writes_ended() != *ended {
+                    (*ended, *quiet) = (target.writes_ended(), Duration::ZERO);
+                } else if self.others_go_well(at, progress.need, &before) {
+                    *quiet += HOLD_TICK;
+                }
+                if target.is_active() && *quiet >= self.options.stall_timeout {
                     target.failed(&TargetFault::TimedOut);
                 }
                 hopeless &= !target.is_active();
             }
-            if hopeless {
+            if hopeless || (reports.is_closed() && reports.is_empty()) {
                 return None;
             }
             progress.collect(reports, HOLD_TICK).await;
         }
         None
+    }
+
+    /// Whether a put could do without target `at`: enough others have nothing to do, or have done something since `before`.
+    fn others_go_well(&self, at: usize, need: usize, before: &[u64]) -> bool {
+        let others = self.targets.iter().zip(before).enumerate().filter(|(other, _)| *other != at);
+        others.filter(|(_, (target, before))| target.is_active() && (target.is_idle() || target.writes_ended() != **before)).count()
+            >= need
     }
 }

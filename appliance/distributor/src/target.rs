@@ -67,6 +67,8 @@ pub struct TargetHealth {
     pub bytes_read: u64,
     /// Failed operations since the start.
     pub errors: u64,
+    /// Puts that waited for a write on it although they had enough fragments: the pool goes at its pace.
+    pub held_back: u64,
     /// The last failure in words.
     pub last_error: Option<Arc<str>>,
 }
@@ -105,6 +107,7 @@ pub(crate) struct TargetSlot {
     written: AtomicU64,
     read: AtomicU64,
     errors: AtomicU64,
+    held_back: AtomicU64,
     /// Those of the store that is attached.
     writes: RwLock<Arc<Writes>>,
 }
@@ -146,6 +149,7 @@ impl TargetSlot {
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            held_back: AtomicU64::new(0),
             writes: RwLock::default(),
         }
     }
@@ -171,6 +175,7 @@ impl TargetSlot {
             bytes_written: self.written.load(Ordering::Relaxed),
             bytes_read: self.read.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
+            held_back: self.held_back.load(Ordering::Relaxed),
             last_error: condition.last_error.clone(),
         }
     }
@@ -271,10 +276,25 @@ impl TargetSlot {
         self.writes.read().ended.load(Ordering::Acquire)
     }
 
+    /// Whether no write is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.unended() == 0
+    }
+
+    /// A put had to wait for a write on it beyond its grace.
+    pub(crate) fn held_back(&self) {
+        self.held_back.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn unended(&self) -> u64 {
+        let writes = self.writes.read();
+        let ended = writes.ended.load(Ordering::Acquire);
+        writes.begun.load(Ordering::Acquire).saturating_sub(ended)
+    }
+
     /// Whether writes hang on it: a probe would only hang with them, and hold its thread and its bytes as they do.
     fn is_stuck(&self) -> bool {
-        let ended = self.writes_ended();
-        self.writes.read().begun.load(Ordering::Acquire).saturating_sub(ended) >= STUCK
+        self.unended() >= STUCK
     }
 
     pub(crate) fn is_active(&self) -> bool {
@@ -295,7 +315,8 @@ impl TargetSlot {
         let mut condition = self.condition.lock();
         condition.failures = 0;
         let back = match condition.state {
-            TargetState::SetAside => true,
+            // While writes hang on it, a read that works says nothing of them.
+            TargetState::SetAside => purpose == Purpose::Write || !self.is_stuck(),
             TargetState::Full => purpose == Purpose::Write,
             TargetState::Active | TargetState::Missing => false,
         };

@@ -113,3 +113,60 @@ async fn a_slow_target_slows_puts_down_and_is_not_given_up() {
         assert_eq!(read(&pool.restarted(), &key(n)).await.expect("reads"), sample(n, OBJECT));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn reads_that_work_do_not_take_back_a_target_whose_writes_hang() {
+    let pool = Arc::new(pool());
+    let alive = Arc::new(AtomicUsize::new(0));
+    let seen = key(10_000);
+    pool.distributor.put(&seen, sample(1, OBJECT).into()).await.expect("put");
+    // Two others lost theirs: what is on the target is needed, and asked for as the last resort.
+    for at in [0, 1] {
+        let name = pool.names_on(at).await.into_iter().find(|name| name.prefix_matches(&seen)).expect("a fragment");
+        pool.stores[at].inner().delete(&name).await.expect("deleted");
+    }
+    pool.stores[2].set_slow_changes(Some(HOUR));
+    let reader = tokio::spawn({
+        let (pool, seen) = (Arc::clone(&pool), seen.clone());
+        async move {
+            loop {
+                read(&pool.distributor, &seen).await.expect("reads");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    let begun = Instant::now();
+    let mut most = 0;
+    let pause = Duration::from_millis(50);
+    for n in 0..400 {
+        pool.distributor.put(&key(n), counted(n, &alive).into()).await.expect("put");
+        most = most.max(alive.load(Ordering::SeqCst));
+        tokio::time::sleep(pause).await;
+    }
+    assert!(!reader.is_finished(), "it reads on");
+    reader.abort();
+    assert!(most <= LATE + 2 * OBJECT, "{} MiB are held for a target that hangs", most >> 20);
+    assert!(begun.elapsed() < 400 * pause + 3 * STALL, "400 puts took {:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_everything_stalls_nobody_is_blamed() {
+    let pool = pool();
+    let alive = Arc::new(AtomicUsize::new(0));
+    let put = |n: u64| {
+        let (distributor, bytes) = (pool.distributor.clone(), counted(n, &alive));
+        tokio::spawn(async move { distributor.put(&key(n), bytes.into()).await })
+    };
+    // One is late when the others stop, for less than the time after which a write has failed.
+    pool.stores[5].set_slow_changes(Some(Duration::from_secs(24)));
+    let mut puts: Vec<_> = (0..16).map(put).collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    pool.stores[..5].iter().for_each(|store| store.set_slow_changes(Some(Duration::from_secs(20))));
+    puts.extend((16..24).map(put));
+    for put in puts {
+        put.await.expect("no panic").expect("put");
+    }
+    assert!(pool.distributor.health().iter().all(|health| health.state == TargetState::Active), "{:?}", pool.distributor.health());
+    pool.distributor.quiesce().await;
+    assert_eq!(pool.distributor.stats().degraded_writes, 0);
+}

@@ -30,6 +30,7 @@ use object_store::path::Path;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
+use tokio::sync::Semaphore;
 
 use crate::direct::write_new;
 use crate::drive_names::{file_of, parents};
@@ -42,6 +43,9 @@ pub(crate) const STORE: &str = "drive";
 
 /// Directories remembered as durable: a bound, not a limit; a forgotten one costs an extra fsync.
 const DURABLE_MAX: usize = 4096;
+
+/// Operations of one drive that may be under way at once: each takes a thread, which a drive that hangs does not give back.
+pub const OPERATIONS: usize = 64;
 
 /// A put and a delete may race for a directory: one makes it, the other removes it as empty.
 const PLACE_ATTEMPTS: usize = 64;
@@ -172,6 +176,7 @@ pub(crate) struct Drive {
     next_temporary: AtomicU64,
     durable: Mutex<Durable>,
     syncs: SharedSyncs<SyncError>,
+    pub(crate) operations: Arc<Semaphore>,
 }
 
 /// What of syncing a directory failed.
@@ -238,6 +243,7 @@ impl Drive {
             next_temporary: AtomicU64::new(1),
             durable: Mutex::default(),
             syncs: SharedSyncs::default(),
+            operations: Arc::new(Semaphore::new(OPERATIONS)),
         })
     }
 
@@ -488,12 +494,15 @@ impl Drive {
     fn sync_lowest(&self, opened: &[OwnedFd]) -> Result<(), StoreFault> {
         const DOING: &str = "syncing a directory";
         for directory in opened.iter().rev() {
+            self.writable(DOING)?;
+            self.synced(DOING, rustix::fs::fsync(directory))?;
+            // Looked at after the sync: that of a directory which was removed meanwhile may have done nothing.
             if rustix::fs::fstat(directory).map_err(fault(DOING))?.st_nlink > 0 {
-                return self.synced(DOING, rustix::fs::fsync(directory));
+                return Ok(());
             }
         }
         self.alive(DOING)?;
-        self.synced(DOING, rustix::fs::fsync(&self.objects))
+        self.sync_directory(None).map(drop)
     }
 
     /// Removes the directories of `chain` from the bottom up while they are empty. `alone` is the number of this removal when no other

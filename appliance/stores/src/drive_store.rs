@@ -1,4 +1,5 @@
-//! [`DriveStore`] as an `ObjectStore`: each operation is one task on the blocking pool.
+//! [`DriveStore`] as an `ObjectStore`: each operation is one task on the blocking pool, a bounded number per drive at once. One that
+//! hangs so keeps its own threads and nobody else's.
 //!
 //! A caller that goes away does not stop an operation that has begun: it runs to its end on its blocking thread.
 
@@ -13,7 +14,7 @@ use object_store::{
     CopyMode, CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::spawn_blocking;
 
 use crate::drive::{Drive, DriveStore, Refusal, STORE};
@@ -33,10 +34,22 @@ async fn blocking<T: Send + 'static>(
     operation: impl FnOnce(&Drive) -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T> {
     let drive = Arc::clone(drive);
-    match spawn_blocking(move || operation(&drive)).await {
+    let turn = turn(&drive).await;
+    let work = move || {
+        let done = operation(&drive);
+        drop(turn);
+        done
+    };
+    match spawn_blocking(work).await {
         Ok(done) => done.map_err(|refusal| refusal.into_store_error(key)),
         Err(join) => Err(object_store::Error::Generic { store: STORE, source: Box::new(join) }),
     }
+}
+
+/// A turn on the drive, for as long as a thread works on it.
+async fn turn(drive: &Drive) -> Option<OwnedSemaphorePermit> {
+    // Never closed.
+    Arc::clone(&drive.operations).acquire_owned().await.ok()
 }
 
 fn joined(error: StoreFault) -> object_store::Error {
@@ -71,7 +84,8 @@ impl ObjectStore for DriveStore {
         })
         .await?;
         let (meta, range) = (opened.meta.clone(), opened.range.clone());
-        let payload = GetResultPayload::Stream(if head { stream::empty().boxed() } else { pieces(opened, first) });
+        let payload =
+            GetResultPayload::Stream(if head { stream::empty().boxed() } else { pieces(Arc::clone(&self.drive), opened, first) });
         Ok(GetResult { payload, meta, range, attributes: Default::default(), extensions: Default::default() })
     }
 
@@ -102,7 +116,9 @@ impl ObjectStore for DriveStore {
         let (send, receive) = mpsc::channel(LIST_AHEAD);
         // Begins when it is polled: `list` itself may be called outside a runtime.
         stream::once(async move {
+            let turn = turn(&drive).await;
             spawn_blocking(move || {
+                let _turn = turn;
                 // A reader that went away ends the walk.
                 let walked = drive.walk(prefix.as_ref(), &mut |meta| send.blocking_send(Listed::Object(meta)).is_ok());
                 let _ = send.blocking_send(walked.map_or_else(Listed::Failed, |()| Listed::End));
@@ -156,17 +172,23 @@ fn window(range: &Range<u64>) -> Range<u64> {
 }
 
 /// The first window is read already; the others are read as they are asked for.
-fn pieces(opened: Opened, first: Bytes) -> BoxStream<'static, Result<Bytes>> {
+fn pieces(drive: Arc<Drive>, opened: Opened, first: Bytes) -> BoxStream<'static, Result<Bytes>> {
     let rest = window(&opened.range).end..opened.range.end;
     let file = Arc::new(opened.file);
-    let later = stream::try_unfold((file, rest), |(file, rest)| async move {
+    let later = stream::try_unfold((drive, file, rest), |(drive, file, rest)| async move {
         if rest.start >= rest.end {
             return Ok(None);
         }
         let (next, reader) = (window(&rest), Arc::clone(&file));
         let rest = next.end..rest.end;
-        match spawn_blocking(move || read_bytes(&reader, &next)).await {
-            Ok(read) => Ok(Some((read.map_err(joined)?, (file, rest)))),
+        let turn = turn(&drive).await;
+        let work = move || {
+            let read = read_bytes(&reader, &next);
+            drop(turn);
+            read
+        };
+        match spawn_blocking(work).await {
+            Ok(read) => Ok(Some((read.map_err(joined)?, (drive, file, rest)))),
             Err(join) => Err(object_store::Error::Generic { store: STORE, source: Box::new(join) }),
         }
     });
@@ -175,12 +197,17 @@ fn pieces(opened: Opened, first: Bytes) -> BoxStream<'static, Result<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures::stream::StreamExt;
-    use object_store::ObjectMeta;
+    use lamina_contract::Timestamp;
+    use lamina_formats::drive::{DriveId, DriveIdentity, PoolId};
     use object_store::path::Path;
+    use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
     use tokio::sync::mpsc;
 
     use super::{Listed, listed};
+    use crate::drive::{DriveStore, OPERATIONS};
 
     fn object() -> Listed {
         let location = Path::from("a");
@@ -200,5 +227,27 @@ mod tests {
             assert!(items[0].is_ok());
             assert_eq!(items[1..].iter().map(Result::is_err).collect::<Vec<_>>(), if whole { vec![] } else { vec![true] });
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drive_whose_operations_hang_takes_a_bounded_number_of_threads_and_its_own_only() {
+        let drives = [1, 2].map(|drive| {
+            let top = tempfile::tempdir().expect("a directory");
+            let identity = DriveIdentity { drive: DriveId(drive), pool: PoolId(7), slot: 0, created: Timestamp(1) };
+            DriveStore::claim(top.path(), &identity).expect("claimed");
+            let store = DriveStore::open(top.path(), PoolId(7)).expect("opened");
+            (top, store)
+        });
+        let [(_, hanging), (_, healthy)] = &drives;
+        let turns = hanging.drive.operations.clone().acquire_many_owned(OPERATIONS as u32).await.expect("all of them hang");
+        let second = Duration::from_secs(1);
+        let key = Path::from("a/b");
+        assert!(tokio::time::timeout(second, hanging.put(&key, "x".into())).await.is_err());
+        assert!(tokio::time::timeout(second, hanging.get(&key)).await.is_err());
+        assert!(tokio::time::timeout(second, hanging.list(None).next()).await.is_err());
+        assert!(tokio::time::timeout(second, hanging.delete(&key)).await.is_err());
+        healthy.put(&key, "x".into()).await.expect("put");
+        drop(turns);
+        hanging.put(&key, "x".into()).await.expect("put");
     }
 }

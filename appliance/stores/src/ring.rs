@@ -256,15 +256,21 @@ fn run_ring(mut ring: IoUring, shared: &Shared) {
             Err(error) => break Some(error),
         }
         let completed: Vec<(u64, i32)> = ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
-        together(|| {
-            for (slot, result) in completed {
-                if slot == WAKE {
-                    wake_armed = false;
-                } else {
-                    complete(&mut ring, &mut flight, slot as usize, result);
+        let taken = catch_unwind(AssertUnwindSafe(|| {
+            together(|| {
+                for (slot, result) in completed {
+                    if slot == WAKE {
+                        wake_armed = false;
+                    } else {
+                        complete(&mut ring, &mut flight, slot as usize, result);
+                    }
                 }
-            }
-        });
+            });
+        }));
+        // Unwinding out of here would free buffers that the kernel still writes to.
+        if taken.is_err() {
+            tracing::error!("the announcement of background reads panicked");
+        }
     };
     if let Some(error) = failure {
         tracing::error!(%error, "the read ring failed: reads are made one at a time from now on");
