@@ -80,7 +80,7 @@ pub fn epoch_of(terms: &[Term], number: u64) -> Option<Epoch> {
 
 #[cfg(test)]
 mod tests {
-    use lamina_contract::{Epoch, Generation, ScoNumber, VolumeId};
+    use lamina_contract::{Epoch, Generation, ScoNumber, TlogNumber, VolumeId};
     use lamina_formats::manifest::Term;
 
     use super::{Namespace, epoch_of, parse_manifest_key};
@@ -102,6 +102,11 @@ mod tests {
         assert_eq!(keys[2].as_ref(), "0000000000000007/sco/000000001/00000002-0000000020.v0");
         assert_eq!(keys[3].as_ref(), "0000000000000007/sco/7ffffffff/00000002-ffffffffff.v0");
         assert!(keys.is_sorted());
+        // They are on drives and in buckets: none may change.
+        assert_eq!(ns.tlog(Epoch(2), TlogNumber(33)).as_ref(), "0000000000000007/tlog/000000001/00000002-0000000021");
+        assert_eq!(ns.map(Epoch(2), 33).as_ref(), "0000000000000007/map/000000001/00000002-0000000021");
+        assert_eq!(ns.manifest(Generation(33), Epoch(2)).as_ref(), "0000000000000007/manifest/000000001/0000000021-00000002");
+        assert_eq!(ns.volume().as_ref(), "0000000000000007/volume");
     }
 
     #[test]
