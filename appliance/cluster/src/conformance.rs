@@ -4,27 +4,20 @@ use std::sync::Arc;
 use std::thread;
 
 use lamina_contract::{
-    BlockSize, Coordination, CoordinationError, Epoch, Generation, ScoSize, Timestamp, VolumeId, VolumeName, VolumeRecord,
-    VolumeSpec,
+    BlockSize, Coordination, CoordinationError, Cut, Epoch, Generation, Labels, Parent, RecordChange, ScoNumber, ScoSize, SnapshotId,
+    SnapshotName, SnapshotNote, Timestamp, VolumeId, VolumeName, VolumeRecord, VolumeSettings, VolumeSpec,
 };
 
 /// A record as `create` is given it.
 pub(crate) fn record(id: u64, name: &str) -> VolumeRecord {
-    VolumeRecord {
-        id: VolumeId(id),
-        spec: VolumeSpec {
-            name: VolumeName::new(name).expect("a name"),
-            size_bytes: 10 << 30,
-            block_size: BlockSize::DEFAULT,
-            sco_size: ScoSize::DEFAULT,
-            read_only: false,
-        },
-        created: Timestamp(1_767_225_600_000),
-        epoch: Epoch(0),
-        generation: Generation(0),
-        manifest_epoch: Epoch(0),
-        deleting: false,
-    }
+    let spec = VolumeSpec {
+        name: VolumeName::new(name).expect("a name"),
+        size_bytes: 10 << 30,
+        block_size: BlockSize::DEFAULT,
+        sco_size: ScoSize::DEFAULT,
+        read_only: false,
+    };
+    VolumeRecord::new(VolumeId(id), spec, Timestamp(1_767_225_600_000))
 }
 
 /// Runs the suite, each part on a fresh registry.
@@ -34,6 +27,9 @@ pub(crate) fn all(fresh: &dyn Fn() -> Box<dyn Coordination>) {
     only_the_owner_advances_and_by_one(&*fresh());
     adoption_sets_the_chain_of_the_owner(&*fresh());
     unknown_volumes_are_said_to_be_unknown(&*fresh());
+    a_clone_holds_its_parent(&*fresh());
+    volumes_are_registered_all_or_none(&*fresh());
+    the_owner_changes_its_record(&*fresh());
     of_two_writers_exactly_one_advances(Arc::from(fresh()));
     of_many_creators_of_a_name_one_succeeds(Arc::from(fresh()));
 }
@@ -52,6 +48,69 @@ fn names_are_unique_and_freed_by_deletion(registry: &dyn Coordination) {
     registry.forget(VolumeId(1)).expect("forgetting again is fine");
     assert!(matches!(registry.get(VolumeId(1)), Err(CoordinationError::Unknown { .. })));
     assert_eq!(registry.list().expect("list"), [record(2, "web")]);
+}
+
+fn a_clone_holds_its_parent(registry: &dyn Coordination) {
+    let clone = |id, name| {
+        VolumeRecord { parent: Some(Parent { volume: VolumeId(1), snapshot: SnapshotId(7) }), ..record(id, name) }
+    };
+    assert!(matches!(registry.create(&clone(2, "two")), Err(CoordinationError::Unknown { .. })), "its parent is not there");
+    registry.create(&record(1, "one")).expect("free");
+    registry.create_all(&[clone(2, "two"), clone(3, "three")]).expect("free");
+    let refused = registry.begin_delete(VolumeId(1));
+    assert!(matches!(&refused, Err(CoordinationError::HasClones { clones, .. }) if clones.len() == 2));
+    assert!(refused.is_err_and(|error| error.to_string().ends_with("has 2 clone(s): two, three")));
+    registry.begin_delete(VolumeId(2)).expect("nothing depends on it");
+    let owner = registry.take(VolumeId(3), Epoch(0)).expect("taken");
+    registry.change(&[(owner, RecordChange::Flattened)]).expect("owned");
+    registry.begin_delete(VolumeId(1)).expect("nothing depends on it any more");
+    assert!(matches!(registry.create(&clone(4, "four")), Err(CoordinationError::Unknown { .. })), "its parent is going");
+}
+
+fn volumes_are_registered_all_or_none(registry: &dyn Coordination) {
+    let twice = registry.create_all(&[record(1, "one"), record(2, "two"), record(3, "one")]);
+    assert!(matches!(twice, Err(CoordinationError::NameTaken { name }) if name.as_str() == "one"));
+    assert_eq!(registry.list().expect("list"), []);
+    registry.create_all(&[record(1, "one"), record(2, "two")]).expect("free");
+    assert_eq!(registry.list().expect("list"), [record(1, "one"), record(2, "two")]);
+}
+
+fn the_owner_changes_its_record(registry: &dyn Coordination) {
+    registry.create(&record(1, "a")).expect("free");
+    let old = registry.take(VolumeId(1), Epoch(0)).expect("taken");
+    let cut = |id| Cut {
+        after: ScoNumber(3),
+        note: SnapshotNote {
+            id: SnapshotId(id),
+            name: SnapshotName::new("daily").expect("a name"),
+            created: Timestamp(5),
+            size_bytes: 10 << 30,
+            labels: Labels::from([("tier".to_owned(), "gold \"1\"".to_owned())]),
+            description: "before the upgrade".to_owned(),
+            pinned: true,
+            automatic: false,
+        },
+        rollback: Some(SnapshotId(1)),
+    };
+    let settings = VolumeSettings { iops: Some(100), cdp_ms: 60_000, template: true, ..VolumeSettings::default() };
+    let changes = [
+        (old, RecordChange::AddCut(cut(8))),
+        (old, RecordChange::AddCut(cut(9))),
+        (old, RecordChange::Size(20 << 30)),
+        (old, RecordChange::Settings(Box::new(settings.clone()))),
+    ];
+    registry.change(&changes).expect("owned");
+    let now = registry.get(VolumeId(1)).expect("record");
+    assert_eq!((now.cuts, now.spec.size_bytes, now.settings), (vec![cut(8), cut(9)], 20 << 30, settings));
+    registry.change(&[(old, RecordChange::DropCuts(vec![SnapshotId(8)]))]).expect("owned");
+    assert_eq!(registry.get(VolumeId(1)).expect("record").cuts, [cut(9)]);
+    let _new = registry.take(VolumeId(1), Epoch(0)).expect("taken");
+    registry.create(&record(2, "b")).expect("free");
+    let other = registry.take(VolumeId(2), Epoch(0)).expect("taken");
+    let both = registry.change(&[(other, RecordChange::Size(1)), (old, RecordChange::Size(1))]);
+    assert!(matches!(both, Err(CoordinationError::Fenced { .. })));
+    assert_eq!(registry.get(VolumeId(1)).expect("record").spec.size_bytes, 20 << 30);
+    assert_eq!(registry.get(VolumeId(2)).expect("record").spec.size_bytes, 10 << 30, "all or none");
 }
 
 fn each_take_is_a_higher_term(registry: &dyn Coordination) {

@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lamina_contract::{Coordination, CoordinationError, Epoch, Generation, Ownership, UnitError, VolumeId, VolumeRecord};
+use lamina_contract::{Coordination, CoordinationError, Epoch, Generation, Ownership, RecordChange, UnitError, VolumeId, VolumeRecord};
 use parking_lot::Mutex;
 
 use crate::registry::{Change, Registry, RuleError};
@@ -215,8 +215,8 @@ impl EmbeddedCoordination {
 }
 
 impl Coordination for EmbeddedCoordination {
-    fn create(&self, record: &VolumeRecord) -> Result<(), CoordinationError> {
-        self.decide("registering a volume", |registry| Ok(((), Some(registry.create(record)?))))
+    fn create_all(&self, records: &[VolumeRecord]) -> Result<(), CoordinationError> {
+        self.decide("registering volumes", |registry| Ok(((), Some(registry.create_all(records)?))))
     }
 
     fn list(&self) -> Result<Vec<VolumeRecord>, CoordinationError> {
@@ -237,6 +237,10 @@ impl Coordination for EmbeddedCoordination {
 
     fn adopt(&self, owner: Ownership, generation: Generation, manifest_epoch: Epoch) -> Result<(), CoordinationError> {
         self.decide("adopting a manifest", |registry| Ok(((), Some(registry.adopt(owner, generation, manifest_epoch)?))))
+    }
+
+    fn change(&self, changes: &[(Ownership, RecordChange)]) -> Result<(), CoordinationError> {
+        self.decide("changing records", |registry| Ok(((), Some(registry.change(changes)?))))
     }
 
     fn begin_delete(&self, volume: VolumeId) -> Result<(), CoordinationError> {

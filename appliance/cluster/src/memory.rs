@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lamina_contract::{Coordination, CoordinationError, Epoch, Generation, Ownership, VolumeId, VolumeRecord};
+use lamina_contract::{Coordination, CoordinationError, Epoch, Generation, Ownership, RecordChange, VolumeId, VolumeRecord};
 use parking_lot::Mutex;
 
 use crate::registry::{Change, Registry};
@@ -40,6 +40,15 @@ impl MemoryCoordination {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Holds exactly `records` from now on, which came from a registry.
+    ///
+    /// # Panics
+    /// When no registry can hold them.
+    #[expect(clippy::expect_used, reason = "a simulation's own mistake")]
+    pub fn restore(&self, records: &[VolumeRecord]) {
+        self.live.lock().registry = Registry::from_records(0, records.to_vec()).expect("records of a registry");
     }
 
     /// Another owner takes `volume`: whoever had it is fenced at its next decision.
@@ -84,8 +93,8 @@ impl MemoryCoordination {
 }
 
 impl Coordination for MemoryCoordination {
-    fn create(&self, record: &VolumeRecord) -> Result<(), CoordinationError> {
-        self.decide("registering a volume", |registry| Ok(((), Some(registry.create(record)?))))
+    fn create_all(&self, records: &[VolumeRecord]) -> Result<(), CoordinationError> {
+        self.decide("registering volumes", |registry| Ok(((), Some(registry.create_all(records)?))))
     }
 
     fn list(&self) -> Result<Vec<VolumeRecord>, CoordinationError> {
@@ -114,6 +123,10 @@ impl Coordination for MemoryCoordination {
 
     fn adopt(&self, owner: Ownership, generation: Generation, manifest_epoch: Epoch) -> Result<(), CoordinationError> {
         self.decide("adopting a manifest", |registry| Ok(((), Some(registry.adopt(owner, generation, manifest_epoch)?))))
+    }
+
+    fn change(&self, changes: &[(Ownership, RecordChange)]) -> Result<(), CoordinationError> {
+        self.decide("changing records", |registry| Ok(((), Some(registry.change(changes)?))))
     }
 
     fn begin_delete(&self, volume: VolumeId) -> Result<(), CoordinationError> {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use lamina_contract::{CoordinationError, Epoch, Generation, Ownership, VolumeId, VolumeRecord};
+use lamina_contract::{CoordinationError, Epoch, Generation, Ownership, RecordChange, VolumeId, VolumeRecord};
 
 /// All volumes of a node, and how many changes led here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,11 +14,11 @@ pub(crate) struct Registry {
     volumes: BTreeMap<VolumeId, VolumeRecord>,
 }
 
-/// What a transaction does to one record.
+/// What a transaction does to records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// The record is now this.
-    Put(VolumeRecord),
+    /// These records are now so.
+    Put(Vec<VolumeRecord>),
     /// The record is gone.
     Remove(VolumeId),
 }
@@ -84,22 +84,30 @@ impl Registry {
         let mut next = self.clone();
         next.sequence += 1;
         match change {
-            Change::Put(record) => next.volumes.insert(record.id, record.clone()),
-            Change::Remove(volume) => next.volumes.remove(volume),
-        };
+            Change::Put(records) => next.volumes.extend(records.iter().map(|record| (record.id, record.clone()))),
+            Change::Remove(volume) => drop(next.volumes.remove(volume)),
+        }
         next
     }
 
-    /// A new volume: its name and identity must be free.
-    pub(crate) fn create(&self, record: &VolumeRecord) -> Result<Change, CoordinationError> {
-        let name = &record.spec.name;
-        if self.volumes.values().any(|other| !other.deleting && other.spec.name == *name) {
-            return Err(CoordinationError::NameTaken { name: name.clone() });
+    /// New volumes: names and identities must be free, parents there.
+    pub(crate) fn create_all(&self, records: &[VolumeRecord]) -> Result<Change, CoordinationError> {
+        let mut names: HashSet<_> = self.volumes.values().filter(|other| !other.deleting).map(|other| &other.spec.name).collect();
+        for record in records {
+            let name = &record.spec.name;
+            if !record.deleting && !names.insert(name) {
+                return Err(CoordinationError::NameTaken { name: name.clone() });
+            }
+            if self.volumes.contains_key(&record.id) {
+                return Err(refused("registering a volume", RuleError::IdentityTwice { volume: record.id }));
+            }
+            if let Some(parent) = record.parent
+                && self.get(parent.volume)?.deleting
+            {
+                return Err(CoordinationError::Unknown { volume: parent.volume });
+            }
         }
-        if self.volumes.contains_key(&record.id) {
-            return Err(refused("registering a volume", RuleError::IdentityTwice { volume: record.id }));
-        }
-        Ok(Change::Put(record.clone()))
+        Ok(Change::Put(records.to_vec()))
     }
 
     /// A new term, higher than the current one and than `at_least`.
@@ -108,7 +116,7 @@ impl Registry {
         let highest = record.epoch.max(at_least);
         let epoch = highest.0.checked_add(1).map(Epoch).ok_or_else(|| exhausted("taking a volume", volume))?;
         record.epoch = epoch;
-        Ok((Ownership { volume, epoch }, Change::Put(record)))
+        Ok((Ownership { volume, epoch }, Change::Put(vec![record])))
     }
 
     /// The owner's next manifest: exactly one more than the current.
@@ -120,7 +128,7 @@ impl Registry {
         }
         record.generation = next;
         record.manifest_epoch = owner.epoch;
-        Ok(Change::Put(record))
+        Ok(Change::Put(vec![record]))
     }
 
     /// The chain that verified, by the word of the owner.
@@ -128,13 +136,40 @@ impl Registry {
         let mut record = self.owned(owner)?.clone();
         record.generation = generation;
         record.manifest_epoch = manifest;
-        Ok(Change::Put(record))
+        Ok(Change::Put(vec![record]))
     }
 
-    /// Frees the name. Nothing to do when that happened before.
+    /// What owners say of their volumes.
+    pub(crate) fn change(&self, changes: &[(Ownership, RecordChange)]) -> Result<Change, CoordinationError> {
+        let mut records: Vec<VolumeRecord> = Vec::with_capacity(changes.len());
+        for (owner, change) in changes {
+            let known = self.owned(*owner)?;
+            let at = records.iter().position(|record| record.id == owner.volume).unwrap_or_else(|| {
+                records.push(known.clone());
+                records.len() - 1
+            });
+            let record = &mut records[at];
+            match change {
+                RecordChange::AddCut(cut) => record.cuts.push(cut.clone()),
+                RecordChange::DropCuts(gone) => record.cuts.retain(|cut| !gone.contains(&cut.note.id)),
+                RecordChange::SetCuts(cuts) => record.cuts.clone_from(cuts),
+                RecordChange::Size(bytes) => record.spec.size_bytes = *bytes,
+                RecordChange::Settings(settings) => record.settings = (**settings).clone(),
+                RecordChange::Flattened => record.parent = None,
+            }
+        }
+        Ok(Change::Put(records))
+    }
+
+    /// Frees the name, unless clones depend on the volume. Nothing to do when that happened before.
     pub(crate) fn begin_delete(&self, volume: VolumeId) -> Result<Option<Change>, CoordinationError> {
         let record = self.get(volume)?;
-        Ok((!record.deleting).then(|| Change::Put(VolumeRecord { deleting: true, ..record.clone() })))
+        let is_clone = |other: &&VolumeRecord| !other.deleting && other.parent.is_some_and(|parent| parent.volume == volume);
+        let clones: Vec<_> = self.volumes.values().filter(is_clone).map(|clone| clone.spec.name.clone()).collect();
+        if !clones.is_empty() {
+            return Err(CoordinationError::HasClones { volume, clones });
+        }
+        Ok((!record.deleting).then(|| Change::Put(vec![VolumeRecord { deleting: true, ..record.clone() }])))
     }
 
     /// Drops the record. Nothing to do when it is gone.

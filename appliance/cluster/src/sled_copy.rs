@@ -125,20 +125,22 @@ impl SledCopy {
     pub(crate) fn decide(&self, before: &Registry, change: &Change, after: &Registry) -> Result<(), CopyError> {
         let expected = sealed::seal(HEAD_FORMAT, &head_of(before)?)?;
         let head = sealed::seal(HEAD_FORMAT, &head_of(after)?)?;
-        let (key, value) = match change {
-            Change::Put(record) => (volume_key(record), Some(sealed::seal(VOLUME_FORMAT, &Row::from(record))?)),
-            Change::Remove(volume) => (key_of(&volume.to_string()), None),
-        };
+        let mut batch = sled::Batch::default();
+        match change {
+            Change::Put(records) => {
+                for record in records {
+                    batch.insert(volume_key(record), sealed::seal(VOLUME_FORMAT, &Row::from(record))?);
+                }
+            }
+            Change::Remove(volume) => batch.remove(key_of(&volume.to_string())),
+        }
+        batch.insert(HEAD_KEY, head);
         fenced(|| {
             let outcome = self.db.transaction(|tx| {
                 if tx.get(HEAD_KEY)?.as_deref() != Some(expected.as_slice()) {
                     return Err(ConflictableTransactionError::Abort(()));
                 }
-                match &value {
-                    Some(value) => tx.insert(key.as_slice(), value.as_slice())?,
-                    None => tx.remove(key.as_slice())?,
-                };
-                tx.insert(HEAD_KEY, head.as_slice())?;
+                tx.apply_batch(&batch)?;
                 Ok(())
             });
             match outcome {

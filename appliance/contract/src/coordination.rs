@@ -3,9 +3,10 @@
 //! Embedded (one node) and etcd (many) implement this. Calls block and are made from background threads only.
 
 use crate::clock::Timestamp;
+use crate::snapshot::{Cut, Parent, SnapshotId, VolumeSettings};
 use crate::units::{BlockSize, Epoch, Generation, ScoSize, VolumeId, VolumeName};
 
-/// What a volume is made with; does not change afterwards.
+/// What a volume is made with. Only its size changes afterwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeSpec {
     /// Its name for people.
@@ -37,6 +38,48 @@ pub struct VolumeRecord {
     pub manifest_epoch: Epoch,
     /// Deletion was asked for: objects are being removed, the name is free.
     pub deleting: bool,
+    /// What it is a clone of, until it is flattened.
+    pub parent: Option<Parent>,
+    /// What operators set.
+    pub settings: VolumeSettings,
+    /// Cuts that no manifest holds yet, oldest first.
+    pub cuts: Vec<Cut>,
+}
+
+impl VolumeRecord {
+    /// A volume that never had an owner.
+    #[must_use]
+    pub fn new(id: VolumeId, spec: VolumeSpec, created: Timestamp) -> Self {
+        Self {
+            id,
+            spec,
+            created,
+            epoch: Epoch(0),
+            generation: Generation(0),
+            manifest_epoch: Epoch(0),
+            deleting: false,
+            parent: None,
+            settings: VolumeSettings::default(),
+            cuts: Vec::new(),
+        }
+    }
+}
+
+/// What the owner of a volume changes in its record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordChange {
+    /// A cut is promised.
+    AddCut(Cut),
+    /// A manifest holds these cuts, or they are given up.
+    DropCuts(Vec<SnapshotId>),
+    /// All cuts that wait: after a journal was lost they reach less far.
+    SetCuts(Vec<Cut>),
+    /// The capacity in bytes.
+    Size(u64),
+    /// What operators set.
+    Settings(Box<VolumeSettings>),
+    /// It holds all its blocks itself now.
+    Flattened,
 }
 
 /// The proof of having taken a volume.
@@ -56,6 +99,14 @@ pub enum CoordinationError {
     NameTaken {
         /// The name.
         name: VolumeName,
+    },
+    /// Clones depend on it.
+    #[error("volume {volume} has {} clone(s): {}", clones.len(), few(clones))]
+    HasClones {
+        /// Which.
+        volume: VolumeId,
+        /// Their names.
+        clones: Vec<VolumeName>,
     },
     /// No such volume.
     #[error("no volume {volume}")]
@@ -84,13 +135,31 @@ pub enum CoordinationError {
     },
 }
 
+/// The first few names, for a message.
+fn few(names: &[VolumeName]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = names.iter().take(SHOWN).map(VolumeName::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
+}
+
 /// Decides ownership and generations. Every decision is durable before the call returns.
 pub trait Coordination: Send + Sync {
     /// Registers a volume; its name must be free.
     ///
     /// # Errors
     /// [`CoordinationError::NameTaken`], [`CoordinationError::Unavailable`].
-    fn create(&self, record: &VolumeRecord) -> Result<(), CoordinationError>;
+    fn create(&self, record: &VolumeRecord) -> Result<(), CoordinationError> {
+        self.create_all(std::slice::from_ref(record))
+    }
+
+    /// Registers volumes, all or none; their names must be free, and the parents of clones must be there.
+    ///
+    /// # Errors
+    /// [`CoordinationError::NameTaken`], [`CoordinationError::Unknown`], [`CoordinationError::Unavailable`].
+    fn create_all(&self, records: &[VolumeRecord]) -> Result<(), CoordinationError>;
 
     /// All volumes, those being deleted too.
     ///
@@ -122,10 +191,16 @@ pub trait Coordination: Send + Sync {
     /// [`CoordinationError::Fenced`], [`CoordinationError::Unavailable`].
     fn adopt(&self, owner: Ownership, generation: Generation, manifest_epoch: Epoch) -> Result<(), CoordinationError>;
 
+    /// Changes records, all or none, if their owners still own the volumes.
+    ///
+    /// # Errors
+    /// [`CoordinationError::Fenced`], [`CoordinationError::Unknown`], [`CoordinationError::Unavailable`].
+    fn change(&self, changes: &[(Ownership, RecordChange)]) -> Result<(), CoordinationError>;
+
     /// Marks for deletion and frees the name. Idempotent.
     ///
     /// # Errors
-    /// [`CoordinationError::Unknown`], [`CoordinationError::Unavailable`].
+    /// [`CoordinationError::HasClones`], [`CoordinationError::Unknown`], [`CoordinationError::Unavailable`].
     fn begin_delete(&self, volume: VolumeId) -> Result<(), CoordinationError>;
 
     /// Forgets a volume whose namespace is gone. Idempotent.

@@ -3,6 +3,9 @@
 //! ```text
 //! read back → seal in order → put SCOs, several at once → put TLog → put manifest g+1 → Coordination decides g+1 → layers move, journal freed
 //! ```
+//! Where a cut stands between two containers, nothing behind it is committed before all of it is in map pages and its snapshot in a
+//! manifest (`settle.rs`).
+//!
 //! Invariant 5 (Order) is this file: each arrow waits for what stands before it. A crash between two arrows leaves objects that
 //! nothing names (the next owner writes under its own epoch) and entries that are still in the journal.
 
@@ -11,8 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use lamina_contract::{CoordinationError, Epoch, Fingerprint, Generation, ScoNumber, TlogNumber};
+use lamina_contract::{CoordinationError, Epoch, Fingerprint, Generation, ScoNumber, Timestamp, TlogNumber};
 use lamina_formats::manifest::{Manifest, Term};
 use lamina_formats::tlog::{self, TlogEntry, TlogIdentity, TlogOp};
 use object_store::path::Path;
@@ -21,12 +23,13 @@ use parking_lot::RwLock;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::ancestry::Terms;
 use crate::error::EngineError;
 use crate::failpoint;
 use crate::inflight::{EntryOp, Inflight};
 use crate::layers::Layers;
 use crate::mutant::{self, Mutant};
-use crate::namespace::{Namespace, epoch_of, parse_manifest_key};
+use crate::namespace::{epoch_of, parse_manifest_key};
 use crate::seal::{Damage, JournalDamage, Sealed, SealedObject};
 use crate::volume::Volume;
 
@@ -35,8 +38,6 @@ use crate::volume::Volume;
 const UPLOADS: usize = 96;
 /// Manifests that stay behind the current one, for a reader that came late and for recovery without Coordination.
 const KEEP_MANIFESTS: usize = 4;
-/// Entries in TLogs since the last checkpoint after which the next is due: what a restart replays in well under a second.
-const REPLAY_ENTRIES: u64 = 500_000;
 /// Entries that one commit gathers at most, but for its first container: one TLog is encoded, put and replayed in one piece.
 const COMMIT_ENTRIES: usize = 100_000;
 /// How often a container whose blocks do not verify is read again before they are given up; the pauses between are a second.
@@ -47,15 +48,15 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// The store side's state.
 pub(crate) struct Behind {
-    state: tokio::sync::Mutex<State>,
+    pub(crate) state: tokio::sync::Mutex<State>,
     running: AtomicBool,
-    sco_terms: RwLock<Vec<Term>>,
+    sco_terms: Terms,
     generation: AtomicU64,
     stored_sco: AtomicU64,
 }
 
-struct State {
-    manifest: Manifest,
+pub(crate) struct State {
+    pub(crate) manifest: Manifest,
     uploads: VecDeque<Upload>,
     /// Every container up to this one is stored or among `uploads`.
     sealed_through: ScoNumber,
@@ -63,16 +64,21 @@ struct State {
     running: bool,
     /// How often in a row the next container to be committed could not be sealed because of damage.
     damage_seen: u32,
-    /// The TLog up to which a frozen layer reaches, while a checkpoint of it is due.
-    frozen_through: Option<TlogNumber>,
-    entries_since_checkpoint: u64,
+    /// The TLog up to which a frozen layer reaches, and the time of its last entry, while a checkpoint of it is due.
+    pub(crate) frozen_through: Option<(TlogNumber, Timestamp)>,
+    pub(crate) entries_since_checkpoint: u64,
+    /// Of the last entry that is committed.
+    pub(crate) last_time: Timestamp,
     old_manifests: VecDeque<Path>,
-    /// Map objects that the manifests from this generation on do not name, with that generation.
-    dead: VecDeque<(Generation, Path)>,
+    /// Objects that the manifests from this generation on do not name, with that generation.
+    pub(crate) dead: VecDeque<(Generation, Path)>,
+    /// Map objects that the head gave up while snapshots may still reach them, since somebody looked.
+    pub(crate) given_up: usize,
 }
 
 /// A container on its way: read back once there is memory for it, sealed when its turn comes, then put.
 struct Upload {
+    number: ScoNumber,
     work: JoinHandle<Result<Stored, Trouble>>,
     /// What the next container waits for.
     turns: Option<Turns>,
@@ -120,7 +126,7 @@ impl Drop for Running {
 
 /// The volume was halted meanwhile: nothing more is stored.
 #[derive(Debug)]
-struct Halted;
+pub(crate) struct Halted;
 
 impl From<Halted> for Trouble {
     fn from(_: Halted) -> Self {
@@ -130,10 +136,10 @@ impl From<Halted> for Trouble {
 
 impl Behind {
     /// Continues from `manifest`; `replayed` entries came from its TLogs since the last checkpoint.
-    pub(crate) fn new(manifest: Manifest, replayed: u64, old_manifests: VecDeque<Path>) -> Self {
+    pub(crate) fn new(manifest: Manifest, replayed: u64, old_manifests: VecDeque<Path>, last_time: Timestamp) -> Self {
         Self {
             running: AtomicBool::new(false),
-            sco_terms: RwLock::new(manifest.sco_terms.clone()),
+            sco_terms: Arc::new(RwLock::new(manifest.sco_terms.clone())),
             generation: AtomicU64::new(manifest.generation.0),
             stored_sco: AtomicU64::new(manifest.last_sco.0),
             state: tokio::sync::Mutex::new(State {
@@ -144,10 +150,17 @@ impl Behind {
                 damage_seen: 0,
                 frozen_through: None,
                 entries_since_checkpoint: replayed,
+                last_time,
                 old_manifests,
                 dead: VecDeque::new(),
+                given_up: 0,
             }),
         }
+    }
+
+    /// The terms of its containers, as they grow.
+    pub(crate) fn terms(&self) -> Terms {
+        self.sco_terms.clone()
     }
 
     /// The epoch in the key of a stored container.
@@ -194,6 +207,11 @@ impl Volume {
     }
 
     async fn store_uploads(self: &Arc<Self>, state: &mut State, go_on: impl Fn() -> bool) -> Result<(), EngineError> {
+        if !self.stand_on_pages(state) {
+            // What a clone stands on is not stored: a manifest of the clone would promise it.
+            return Ok(());
+        }
+        self.settle_due(state).await?;
         // After a checkpoint that failed nothing more is begun; what is under way is committed, for it holds memory of the node.
         let mut checkpointed = Ok(());
         loop {
@@ -202,7 +220,8 @@ impl Volume {
                 break;
             }
             // What is stored is committed even if nothing can follow it.
-            let (stored, trouble) = settle(state).await;
+            let layers = &self.layers;
+            let (stored, trouble) = arrived(state, |number| layers.read().may_commit(number)).await;
             if trouble.is_none() && checkpointed.is_ok() {
                 while state.uploads.len() < UPLOADS && go_on() && self.start_upload(state) {}
             }
@@ -219,13 +238,24 @@ impl Volume {
                     Trouble::Halted | Trouble::Interrupted => EngineError::Interrupted,
                 });
             }
+            if let Err(error) = self.settle_due(state).await {
+                // Nothing behind the cut may be committed.
+                self.give_up_uploads(state).await;
+                return Err(error);
+            }
+            if self.is_halted() {
+                state.uploads.clear();
+                return Ok(());
+            }
             // Here and not at the end: under load there is always a next container.
             if checkpointed.is_ok() {
                 checkpointed = self.checkpoint_if_due(state).await;
             }
         }
         checkpointed?;
-        self.checkpoint_if_due(state).await
+        self.checkpoint_if_due(state).await?;
+        self.collect_if_due(state).await;
+        Ok(())
     }
 
     /// Gives back what a volume that stores nothing any more holds of the node's memory, unless somebody is at it.
@@ -251,7 +281,8 @@ impl Volume {
     fn start_upload(self: &Arc<Self>, state: &mut State) -> bool {
         let next = self.layers.read().closed.iter().find(|c| c.number > state.sealed_through).cloned();
         let Some(container) = next else { return false };
-        state.sealed_through = container.number;
+        let number = container.number;
+        state.sealed_through = number;
         // The first container in line is the one that had the damage; those behind it get their own tries.
         let first = self.layers.read().closed.front().is_some_and(|front| front.number == container.number);
         let given_up = state.damage_seen >= DAMAGE_TRIES && first;
@@ -288,7 +319,7 @@ impl Volume {
             }
             Ok(Stored { container, sealed, _permit: permit })
         });
-        state.uploads.push_back(Upload { work, turns: Some(Turns { admitted, sealed }) });
+        state.uploads.push_back(Upload { number, work, turns: Some(Turns { admitted, sealed }) });
         true
     }
 
@@ -331,6 +362,7 @@ impl Volume {
             self.decide(state, next).await?;
         }
         state.entries_since_checkpoint += entries.len() as u64;
+        state.last_time = entries.iter().map(|entry| entry.time).max().unwrap_or(state.last_time).max(state.last_time);
         state.damage_seen = 0;
         // A stored location may be asked for as soon as the layers show it.
         self.behind.sco_terms.write().clone_from(&state.manifest.sco_terms);
@@ -350,9 +382,10 @@ impl Volume {
     }
 
     /// Stores `next` as the next generation and has it decided. Halts the volume when another writer won.
-    async fn decide(self: &Arc<Self>, state: &mut State, mut next: Manifest) -> Result<(), Halted> {
+    pub(crate) async fn decide(self: &Arc<Self>, state: &mut State, mut next: Manifest) -> Result<(), Halted> {
         next.generation = Generation(state.manifest.generation.0 + 1);
         next.epoch = self.epoch();
+        next.size_bytes = self.size_bytes();
         next.time = self.core.clock.wall();
         let key = self.namespace().manifest(next.generation, next.epoch);
         self.put_until_stored(&key, next.encode().into()).await?;
@@ -423,7 +456,7 @@ impl Volume {
     }
 
     /// Puts an object, however long the store refuses: until then the journal holds what it is made of.
-    async fn put_until_stored(&self, key: &Path, object: PutPayload) -> Result<(), Halted> {
+    pub(crate) async fn put_until_stored(&self, key: &Path, object: PutPayload) -> Result<(), Halted> {
         let mut wait = FIRST_WAIT;
         while !self.is_halted() {
             match self.core.store.put(key, object.clone()).await {
@@ -443,43 +476,6 @@ impl Volume {
             wait = (wait * 2).min(LONGEST_WAIT);
         }
         Err(Halted)
-    }
-
-    async fn checkpoint_if_due(self: &Arc<Self>, state: &mut State) -> Result<(), EngineError> {
-        let bytes = self.layers.read().stored_bytes();
-        let due = bytes > self.core.delta_limit() || state.entries_since_checkpoint > mutant::replay_entries(REPLAY_ENTRIES);
-        if due || state.frozen_through.is_some() { self.checkpoint(state).await } else { Ok(()) }
-    }
-
-    /// Writes what the TLogs changed since the last checkpoint into map pages.
-    async fn checkpoint(self: &Arc<Self>, state: &mut State) -> Result<(), EngineError> {
-        let frozen = self.layers.write().freeze();
-        // After a failure the frozen layer is an older one: it reaches as far as it did then.
-        let through = *state.frozen_through.get_or_insert(state.manifest.last_tlog);
-        let behind = state.manifest.last_tlog != through;
-        let (namespace, epoch) = (self.namespace(), self.epoch());
-        let key = move |epoch, number| Namespace::map(namespace, epoch, number);
-        // Boxed: the compiler cannot tell that the future of a walk over borrowed layers is Send, unless it is told here.
-        let made: BoxFuture<'_, _> = Box::pin(self.pages.checkpoint(&frozen, epoch, state.manifest.next_map_object, &key));
-        let outcome = made.await?;
-        failpoint::hit(failpoint::CHECKPOINT_AFTER_PUT);
-        let mut next = state.manifest.clone();
-        next.map_root = outcome.root.to_bytes().to_vec();
-        next.next_map_object = outcome.next_object;
-        next.checkpoint_tlog = through;
-        if self.decide(state, next).await.is_err() {
-            return Ok(());
-        }
-        self.pages.install(outcome.root);
-        self.layers.write().thaw();
-        state.frozen_through = None;
-        if !behind {
-            state.entries_since_checkpoint = 0;
-        }
-        self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
-        let since = state.manifest.generation;
-        state.dead.extend(outcome.dead.iter().map(|(epoch, number)| (since, namespace.map(*epoch, *number))));
-        Ok(())
     }
 
     fn count_stored(&self, batch: &[Stored]) {
@@ -528,12 +524,13 @@ async fn wait_for(turn: Option<oneshot::Receiver<()>>) -> Result<(), Trouble> {
     }
 }
 
-/// Waits for the first upload and takes those behind it that are stored by then too, up to one that had trouble or to a full TLog.
-async fn settle(state: &mut State) -> (Vec<Stored>, Option<Trouble>) {
+/// Waits for the first upload and takes those behind it that are stored by then too, up to one that had trouble, that may not be committed
+/// now, or to a full TLog.
+async fn arrived(state: &mut State, may_commit: impl Fn(ScoNumber) -> bool) -> (Vec<Stored>, Option<Trouble>) {
     let mut stored: Vec<Stored> = Vec::new();
     let mut entries = 0;
     while let Some(first) = state.uploads.front_mut() {
-        if !stored.is_empty() && (entries >= COMMIT_ENTRIES || !first.work.is_finished()) {
+        if !may_commit(first.number) || (!stored.is_empty() && (entries >= COMMIT_ENTRIES || !first.work.is_finished())) {
             break;
         }
         let outcome = (&mut first.work).await;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
-use lamina_contract::{Epoch, Fingerprint, Location};
+use lamina_contract::{Epoch, Fingerprint, Location, VolumeId};
 use lamina_formats::map::{
     FANOUT, MapObject, MapRoot, ObjectUse, Page, PageId, PageKind, PageRef, RootPage, append_page, directory_body, leaf_body,
 };
@@ -20,7 +20,8 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 
 use crate::delta::{Chunk, Delta, LEAF_BLOCKS, LeafChunk, LeafNumber};
-use crate::map::{CheckpointedMap, MapError, Mapped, RootState, directory_of, index_of_leaf};
+use crate::map::{CheckpointedMap, MapError, Mapped, RootState, directory_of, index_of_leaf, seen_from};
+use crate::page_store::ObjectKey;
 
 /// Objects are put when they have grown to this.
 const OBJECT_BYTES: usize = 8 << 20;
@@ -70,7 +71,7 @@ struct Making<'a> {
     moving: BTreeSet<MapObject>,
     moving_leaves: BTreeSet<u64>,
     moving_directories: BTreeSet<u64>,
-    windows: Vec<(MapObject, u64, Bytes)>,
+    windows: Vec<((VolumeId, MapObject), u64, Bytes)>,
     /// Scratch.
     blocks: Vec<(u16, Location, Fingerprint)>,
     since_turn: usize,
@@ -104,7 +105,7 @@ impl CheckpointedMap {
         let mut making = Making {
             map: self,
             output: Output::new(self, epoch, first, key),
-            directories: old.directories.iter().copied().collect(),
+            directories: self.own_directories(&old)?,
             objects: old.objects.clone(),
             old,
             moving: BTreeSet::new(),
@@ -133,6 +134,14 @@ impl CheckpointedMap {
                 Err(error)
             }
         }
+    }
+}
+
+impl CheckpointedMap {
+    /// All directories under `state`, as this volume sees them.
+    fn own_directories(&self, state: &RootState) -> Result<BTreeMap<u64, PageRef>, MapError> {
+        let seen = |number: u64| Ok((number, state.directory(number, 0).flatten().ok_or_else(|| self.too_far())?));
+        state.directories.iter().map(|(number, _)| seen(*number)).collect()
     }
 }
 
@@ -205,7 +214,7 @@ impl Making<'_> {
                 (None, None) => return Ok(()),
                 (leaf, Some(number)) if leaf.is_none_or(|leaf| number <= directory_of(LeafNumber(leaf))) => {
                     self.moving_directories.pop_first();
-                    let moves = self.directories.get(&number).is_some_and(|page| self.moving.contains(&page.object));
+                    let moves = self.directories.get(&number).is_some_and(|page| self.moves(page));
                     if moves {
                         self.turn_to(open, number).await?;
                     }
@@ -226,14 +235,15 @@ impl Making<'_> {
         let at = if is_open {
             open.as_ref().and_then(|directory| directory.leaves.get(&index_of_leaf(leaf)).copied())
         } else if let Some(page) = self.directories.get(&number).copied() {
-            let id = self.map.id(PageKind::Directory, number);
+            let id = self.map.id(PageKind::Directory, number, &page)?;
             let bytes = self.map.load(id, &page).await?;
-            self.map.known(&bytes, id, &page)?.leaf(index_of_leaf(leaf))
+            let at = self.map.known(&bytes, id, &page)?.leaf(index_of_leaf(leaf));
+            at.map(|at| at.seen_from(page.ancestor).ok_or_else(|| self.map.too_far())).transpose()?
         } else {
             None
         };
-        let Some(at) = at.filter(|at| self.moving.contains(&at.object)) else { return Ok(()) };
-        let id = self.map.id(PageKind::Leaf, leaf.0);
+        let Some(at) = at.filter(|at| self.moves(at)) else { return Ok(()) };
+        let id = self.map.id(PageKind::Leaf, leaf.0, &at)?;
         let bytes = self.load_leaf(id, &at).await?;
         let page = self.map.known(&bytes, id, &at)?;
         self.blocks.clear();
@@ -242,15 +252,22 @@ impl Making<'_> {
         self.write_leaf(directory, leaf, Some(at)).await
     }
 
+    /// Whether a page is in an object that is to be emptied.
+    fn moves(&self, page: &PageRef) -> bool {
+        page.ancestor == 0 && self.moving.contains(&page.object)
+    }
+
     /// The directory `number`, open for changes; the one open before is written.
     async fn turn_to<'d>(&mut self, open: &'d mut Option<Directory>, number: u64) -> Result<&'d mut Directory, MapError> {
         if open.as_ref().is_none_or(|directory| directory.number != number) {
             self.finish_directory(open).await?;
             let mut directory = Directory { number, leaves: BTreeMap::new() };
             if let Some(at) = self.directories.get(&number).copied() {
-                let id = self.map.id(PageKind::Directory, number);
+                let id = self.map.id(PageKind::Directory, number, &at)?;
                 let bytes = self.map.load(id, &at).await?;
-                directory.leaves.extend(self.map.known(&bytes, id, &at)?.leaves());
+                for (index, leaf) in self.map.known(&bytes, id, &at)?.leaves() {
+                    directory.leaves.insert(index, leaf.seen_from(at.ancestor).ok_or_else(|| self.map.too_far())?);
+                }
             }
             *open = Some(directory);
         }
@@ -263,7 +280,7 @@ impl Making<'_> {
             self.give_up(&at);
         }
         if !directory.leaves.is_empty() {
-            let id = self.map.id(PageKind::Directory, directory.number);
+            let id = self.map.own_id(PageKind::Directory, directory.number);
             let (at, page) = self.output.append(id, |out| directory_body(out, directory.leaves.iter())).await?;
             self.take_in(&at);
             self.directories.insert(directory.number, at);
@@ -319,15 +336,14 @@ impl Making<'_> {
         let leaf = change.number();
         self.moving_leaves.remove(&leaf.0);
         let at = directory.leaves.get(&index_of_leaf(leaf)).copied();
-        let id = self.map.id(PageKind::Leaf, leaf.0);
         let bytes = match &at {
-            Some(at) => Some(self.load_leaf(id, at).await?),
+            Some(at) => {
+                let id = self.map.id(PageKind::Leaf, leaf.0, at)?;
+                Some((id, at, self.load_leaf(id, at).await?))
+            }
             None => None,
         };
-        let page = match (&bytes, &at) {
-            (Some(bytes), Some(at)) => Some(self.map.known(bytes, id, at)?),
-            _ => None,
-        };
+        let page = bytes.as_ref().map(|(id, at, bytes)| self.map.known(bytes, *id, at)).transpose()?;
         self.merge(page.as_ref(), change);
         self.write_leaf(directory, leaf, at).await
     }
@@ -335,7 +351,9 @@ impl Making<'_> {
     /// Fills `blocks` with the page's and lays the changes over them.
     fn merge(&mut self, page: Option<&Page<'_>>, change: &LeafChunk<'_, Mapped>) {
         self.blocks.clear();
-        let mut old = page.into_iter().flat_map(Page::blocks).peekable();
+        let generations = page.map_or(0, |page| page.at.ancestor);
+        let as_own = |(index, location, print)| (index, seen_from(location, generations), print);
+        let mut old = page.into_iter().flat_map(Page::blocks).map(as_own).peekable();
         for (start, count, value) in change.runs() {
             while let Some(block) = old.next_if(|block| block.0 < start) {
                 self.blocks.push(block);
@@ -350,7 +368,7 @@ impl Making<'_> {
 
     /// Writes `blocks` as the leaf's page in place of `before`.
     async fn write_leaf(&mut self, directory: &mut Directory, leaf: LeafNumber, before: Option<PageRef>) -> Result<(), MapError> {
-        let id = self.map.id(PageKind::Leaf, leaf.0);
+        let id = self.map.own_id(PageKind::Leaf, leaf.0);
         if let Some(before) = &before {
             self.give_up(before);
         }
@@ -362,7 +380,7 @@ impl Making<'_> {
         let (at, page) = self.output.append(id, |out| leaf_body(out, &blocks)).await?;
         self.blocks = blocks;
         // Who was in memory is wanted; others must not push those out.
-        if before.is_some_and(|before| self.map.cache.has(id, &before)) {
+        if before.is_some_and(|before| self.map.id(PageKind::Leaf, leaf.0, &before).is_ok_and(|id| self.map.cache.has(id, &before))) {
             self.map.cache.keep(id, &at, &page);
         }
         self.take_in(&at);
@@ -384,24 +402,25 @@ impl Making<'_> {
             return Ok(bytes.into());
         }
         let range = at.range();
-        let holds = |(object, start, bytes): &(MapObject, u64, Bytes)| {
-            *object == at.object && *start <= range.start && range.end <= start + bytes.len() as u64
+        let holds = |(object, start, bytes): &((VolumeId, MapObject), u64, Bytes)| {
+            *object == (id.volume, at.object) && *start <= range.start && range.end <= start + bytes.len() as u64
         };
         let place = match self.windows.iter().position(holds) {
             Some(place) => place,
             None => {
-                let total = self.old.objects.get(&at.object).map_or(0, |(_, total)| *total);
-                let end = range.end.max((range.start + WINDOW_BYTES).min(total));
-                let key = self.map.object_key(at.object.epoch, at.object.number);
+                // Only of its own objects does it know how long they are.
+                let own = self.old.objects.get(&at.object).filter(|_| at.ancestor == 0);
+                let end = range.end.max((range.start + WINDOW_BYTES).min(own.map_or(0, |(_, total)| *total)));
+                let key = self.map.key_of(at);
                 let got = self.map.store.get_range(&key, range.start..end).await;
                 let bytes = got.map_err(|source| MapError::Store { doing: "reading", object: key, source })?;
                 self.map.cache.count_fetch();
                 // One window per object, the newest last.
-                self.windows.retain(|(object, ..)| *object != at.object);
+                self.windows.retain(|(object, ..)| *object != (id.volume, at.object));
                 if self.windows.len() >= WINDOWS {
                     self.windows.remove(0);
                 }
-                self.windows.push((at.object, range.start, bytes));
+                self.windows.push(((id.volume, at.object), range.start, bytes));
                 self.windows.len() - 1
             }
         };
@@ -412,9 +431,10 @@ impl Making<'_> {
         Ok(page.into())
     }
 
-    /// The old root reached this page, the new one does not.
+    /// The old root reached this page, the new one does not. What belongs to an ancestor is not this volume's to count.
     fn give_up(&mut self, at: &PageRef) {
-        if let Some((live, _)) = self.objects.get_mut(&at.object) {
+        if at.ancestor == 0
+            && let Some((live, _)) = self.objects.get_mut(&at.object) {
             *live = live.saturating_sub(u64::from(at.length));
         }
     }
@@ -445,12 +465,12 @@ impl Making<'_> {
             directories: self.directories.iter().map(|(number, at)| (*number, *at)).collect(),
             objects: self.objects.iter().map(|(object, &(live, total))| ObjectUse { object: *object, live, total }).collect(),
         };
-        let id = self.map.id(PageKind::Root, 0);
+        let id = self.map.own_id(PageKind::Root, 0);
         let at = self.output.append_here(id, |out| page.body(out));
         debug_assert_eq!(u64::from(at.length), length);
         self.output.finish().await?;
         let root = MapRoot(at);
-        Ok((root, RootState { root: Some(root), directories: page.directories, objects: self.objects.clone() }))
+        Ok((root, RootState { root: Some(root), directories: page.directories.into(), objects: self.objects.clone() }))
     }
 }
 
@@ -537,7 +557,7 @@ impl<'a> Output<'a> {
         self.puts.push(Box::pin(async move {
             let put = map.store.put(&key, PutPayload::from_bytes(bytes.clone())).await;
             put.map_err(|source| MapError::Store { doing: "writing", object: key, source })?;
-            map.keep_locally(object, 0, bytes, pages).await;
+            map.keep_locally(ObjectKey { volume: map.volume(), object }, 0, bytes, pages).await;
             Ok(())
         }));
         Ok(())

@@ -181,6 +181,14 @@ impl<V: Copy> Delta<V> {
         });
     }
 
+    /// Calls `each` with every leaf from `from` on and below `end` that has a value, in no order, some perhaps twice.
+    pub fn for_each_leaf_in(&self, from: LeafNumber, end: LeafNumber, mut each: impl FnMut(LeafNumber)) {
+        self.leaves.keys().filter(|leaf| (from.0..end.0).contains(leaf)).for_each(|leaf| each(LeafNumber(*leaf)));
+        for (first, (count, _)) in self.whole.range(..end.0) {
+            ((*first).max(from.0)..(first + count).min(end.0)).for_each(|leaf| each(LeafNumber(leaf)));
+        }
+    }
+
     /// Sets one block.
     pub fn set(&mut self, block: BlockAddress, value: V) {
         self.write_leaf(LeafNumber::of(block).0, index_of(block.0), 1, Spot::Value(value));

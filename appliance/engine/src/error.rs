@@ -1,6 +1,6 @@
 //! Why the engine could not do something: a kind to act on, what was being done, the cause.
 
-use lamina_contract::{BlockAddress, CoordinationError, VolumeId};
+use lamina_contract::{BlockAddress, CoordinationError, SnapshotId, SnapshotName, Timestamp, VolumeId, VolumeName};
 use lamina_formats::FormatError;
 use object_store::path::Path;
 
@@ -103,12 +103,122 @@ pub enum EngineError {
         /// The last container that is stored.
         stored: u64,
     },
+    /// No such snapshot.
+    #[error("volume {volume} has no snapshot {snapshot}")]
+    NoSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// The volume has a snapshot of this name.
+    #[error("a snapshot named '{name}' exists already")]
+    SnapshotExists {
+        /// The name.
+        name: SnapshotName,
+    },
+    /// The snapshot must not be deleted.
+    #[error("snapshot '{name}' is pinned")]
+    Pinned {
+        /// Its name.
+        name: SnapshotName,
+    },
+    /// Clones depend on the snapshot.
+    #[error("snapshot '{name}' has {} clone(s): {}", clones.len(), listed(clones))]
+    SnapshotHasClones {
+        /// Its name.
+        name: SnapshotName,
+        /// Theirs.
+        clones: Vec<VolumeName>,
+    },
+    /// So many cuts of the volume wait for the store that no more are promised.
+    #[error("{waiting} snapshots of volume {volume} wait for the store; it is too slow for more")]
+    TooManyWaiting {
+        /// Whose.
+        volume: VolumeId,
+        /// How many.
+        waiting: usize,
+    },
+    /// The volume does not accept changes.
+    #[error("volume {volume} is halted")]
+    Halted {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// A clone of a clone of a clone…
+    #[error("volume {volume} stands on {generations} generations of clones already; flatten it first")]
+    TooDeep {
+        /// Which.
+        volume: VolumeId,
+        /// How many.
+        generations: usize,
+    },
+    /// What a clone stands on is not open.
+    #[error("its parent, volume {parent}, is not open")]
+    ParentNotOpen {
+        /// Which.
+        parent: VolumeId,
+    },
+    /// The moment lies before the first that is kept, or in the future.
+    #[error("volume {volume} cannot go back to that moment")]
+    NotInWindow {
+        /// Which.
+        volume: VolumeId,
+        /// The earliest that is kept; None when nothing is.
+        begins: Option<Timestamp>,
+    },
+    /// Shrinking would cut blocks off that hold data.
+    #[error("volume {volume} holds data behind its new end, at byte {at} and perhaps further on")]
+    WouldCut {
+        /// Which.
+        volume: VolumeId,
+        /// The first.
+        at: u64,
+    },
+    /// Snapshots of the clone hold blocks of its parent.
+    #[error("volume {volume} has {snapshots} snapshots, which hold blocks of its parent; delete them before it is flattened")]
+    SnapshotsHoldParent {
+        /// Which.
+        volume: VolumeId,
+        /// How many.
+        snapshots: usize,
+    },
+    /// It was asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// Blocks cannot be read, so they cannot be copied.
+    #[error("volume {volume}: block {} cannot be read", block.0)]
+    Unreadable {
+        /// Whose.
+        volume: VolumeId,
+        /// Which.
+        block: BlockAddress,
+    },
+    /// A description is too long.
+    #[error("a description may have 1024 bytes, not {bytes}")]
+    LongDescription {
+        /// Asked for.
+        bytes: usize,
+    },
+    /// A value from outside is not allowed.
+    #[error(transparent)]
+    Unit(#[from] lamina_contract::UnitError),
     /// The journal's thread could not be started.
     #[error("a thread could not be started")]
     Thread(#[source] std::io::Error),
     /// The runtime ended meanwhile.
     #[error("interrupted: the daemon is ending")]
     Interrupted,
+}
+
+/// The first few names, for a message.
+fn listed(names: &[VolumeName]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = names.iter().take(SHOWN).map(VolumeName::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
 }
 
 impl EngineError {

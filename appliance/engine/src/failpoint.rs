@@ -37,8 +37,21 @@ pub const CREATE_AFTER_REGISTER: &str = "create-after-register";
 /// A volume is marked for deletion, its objects are there.
 pub const DELETE_AFTER_MARK: &str = "delete-after-mark";
 
+/// A cut is made in memory, the registry does not know.
+pub const CUT_BEFORE_RECORD: &str = "cut-before-record";
+/// A cut is promised, nobody was told.
+pub const CUT_RECORDED: &str = "cut-recorded";
+/// A catalog is stored, no manifest names it.
+pub const CATALOG_AFTER_PUT: &str = "catalog-after-put";
+/// A snapshot is in a manifest, the registry still promises it.
+pub const CUT_DECIDED: &str = "cut-decided";
+/// Clones are registered, their identities are not stored.
+pub const CLONE_AFTER_REGISTER: &str = "clone-after-register";
+/// A clone's identity names no parent any more, the registry does.
+pub const FLATTEN_AFTER_IDENTITY: &str = "flatten-after-identity";
+
 /// All of them, for `laminad --list-failpoints`.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 21] = [
     JOURNAL_SEGMENT,
     JOURNAL_PREPARE,
     JOURNAL_BEFORE_WRITE,
@@ -54,6 +67,12 @@ pub const ALL: [&str; 15] = [
     CHECKPOINT_AFTER_PUT,
     CREATE_AFTER_REGISTER,
     DELETE_AFTER_MARK,
+    CUT_BEFORE_RECORD,
+    CUT_RECORDED,
+    CATALOG_AFTER_PUT,
+    CUT_DECIDED,
+    CLONE_AFTER_REGISTER,
+    FLATTEN_AFTER_IDENTITY,
 ];
 
 struct Armed {

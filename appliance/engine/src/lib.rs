@@ -5,12 +5,14 @@
 //! The way back: `read` (journal, dedupe cache, store), `restart` (manifest, TLogs) → `opening` (journal).
 //! The engine names no drive, bucket, socket or clock: those come through the seams of `lamina-contract` and `object_store`.
 
+mod ancestry;
 mod behind;
 mod cache_fill;
 mod cache_index;
 mod cache_regions;
 mod cache_upkeep;
 mod checkpoint;
+mod clone;
 mod error;
 mod fetch;
 mod file_pages;
@@ -28,10 +30,14 @@ mod read;
 mod restart;
 mod rmw;
 mod seal;
+mod settle;
+mod snapshot;
+mod snapshots;
 mod sled_pages;
 mod status;
 mod syncer;
 mod throttle;
+mod view;
 mod write;
 
 pub mod cache;
@@ -44,12 +50,15 @@ pub mod pages;
 pub mod volume;
 
 pub use checkpoint::CheckpointOutcome;
+pub use clone::CloneSpec;
 pub use error::EngineError;
 pub use file_pages::FilePages;
 pub use fingerprint::{fingerprint, fingerprints};
 pub use journal::{JournalConfig, JournalError};
 pub use namespace::Namespace;
 pub use node::{Background, Node, NodeConfig, Seams, Unopened};
+pub use snapshot::{SnapshotChange, SnapshotSpec};
+pub use snapshots::Snapshot;
 pub use sled_pages::SledPages;
 pub use status::{NodeStatus, VolumeStatus};
 pub use volume::{Volume, VolumeState};

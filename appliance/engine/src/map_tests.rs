@@ -133,7 +133,7 @@ fn at(n: u64) -> Mapped {
 }
 
 fn open(store: &Arc<TestStore>, root: Option<MapRoot>, cache: &Arc<PageCache>) -> Result<CheckpointedMap, MapError> {
-    block_on(CheckpointedMap::open(VOLUME, store.clone(), root, cache.clone()))
+    block_on(CheckpointedMap::open([VOLUME].into(), store.clone(), root, cache.clone()))
 }
 
 fn key(epoch: Epoch, number: u64) -> Path {
@@ -290,9 +290,9 @@ impl World {
         let mut live: BTreeMap<_, u64> = BTreeMap::new();
         let mut count = |at: &lamina_formats::map::PageRef| *live.entry(at.object).or_default() += u64::from(at.length);
         count(&state.root.expect("a root").0);
-        for (number, at) in &state.directories {
+        for (number, at) in state.directories.iter() {
             count(at);
-            let id = self.map.id(PageKind::Directory, *number);
+            let id = self.map.own_id(PageKind::Directory, *number);
             let bytes = block_on(self.map.load(id, at)).expect("a directory");
             self.map.known(&bytes, id, at).expect("known").leaves().for_each(|(_, leaf)| count(&leaf));
         }
@@ -573,7 +573,7 @@ fn measure_ten_million_scattered_blocks() {
     let store: Arc<dyn ObjectStore> = Arc::new(object_store::local::LocalFileSystem::new_with_prefix(&objects).expect("a store"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let open = |root, cache: &Arc<PageCache>| {
-        runtime.block_on(CheckpointedMap::open(VOLUME, store.clone(), root, cache.clone())).expect("opens")
+        runtime.block_on(CheckpointedMap::open([VOLUME].into(), store.clone(), root, cache.clone())).expect("opens")
     };
     let span = (1u64 << 40) / 4096;
     let block = |n: u64| BlockAddress(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % span);

@@ -45,6 +45,18 @@ impl Namespace {
         Path::from(format!("{}/map/{}", self.0, grouped(epoch, number)))
     }
 
+    /// The catalog that this manifest was the first to name.
+    #[must_use]
+    pub fn catalog(self, epoch: Epoch, generation: Generation) -> Path {
+        Path::from(format!("{}/catalog/{}", self.0, grouped(epoch, generation.0)))
+    }
+
+    /// Where all map objects are.
+    #[must_use]
+    pub fn maps(self) -> Path {
+        Path::from(format!("{}/map", self.0))
+    }
+
     /// A manifest generation.
     #[must_use]
     pub fn manifest(self, generation: Generation, epoch: Epoch) -> Path {
@@ -72,6 +84,13 @@ pub fn parse_manifest_key(path: &Path) -> Option<(Generation, Epoch)> {
     Some((Generation(generation), Epoch(epoch)))
 }
 
+/// Epoch and number of a map object's key, if it is one.
+#[must_use]
+pub fn parse_map_key(path: &Path) -> Option<(Epoch, u64)> {
+    let (epoch, number) = path.filename()?.split_once('-')?;
+    Some((Epoch(u64::from_str_radix(epoch, 16).ok()?), u64::from_str_radix(number, 16).ok()?))
+}
+
 /// The epoch under which object `number` has its key.
 #[must_use]
 pub fn epoch_of(terms: &[Term], number: u64) -> Option<Epoch> {
@@ -83,7 +102,7 @@ mod tests {
     use lamina_contract::{Epoch, Generation, ScoNumber, TlogNumber, VolumeId};
     use lamina_formats::manifest::Term;
 
-    use super::{Namespace, epoch_of, parse_manifest_key};
+    use super::{Namespace, epoch_of, parse_manifest_key, parse_map_key};
 
     #[test]
     fn a_manifest_key_reads_back_and_sorts_by_generation() {
@@ -105,6 +124,8 @@ mod tests {
         // They are on drives and in buckets: none may change.
         assert_eq!(ns.tlog(Epoch(2), TlogNumber(33)).as_ref(), "0000000000000007/tlog/000000001/00000002-0000000021");
         assert_eq!(ns.map(Epoch(2), 33).as_ref(), "0000000000000007/map/000000001/00000002-0000000021");
+        assert_eq!(ns.catalog(Epoch(2), Generation(33)).as_ref(), "0000000000000007/catalog/000000001/00000002-0000000021");
+        assert_eq!(parse_map_key(&ns.map(Epoch(0x12), 0x345)), Some((Epoch(0x12), 0x345)));
         assert_eq!(ns.manifest(Generation(33), Epoch(2)).as_ref(), "0000000000000007/manifest/000000001/0000000021-00000002");
         assert_eq!(ns.volume().as_ref(), "0000000000000007/volume");
     }

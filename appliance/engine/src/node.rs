@@ -6,7 +6,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::stream::TryStreamExt;
-use lamina_contract::{Clock, Coordination, Disk, Epoch, Generation, PageBuffers, VolumeId, VolumeRecord, VolumeSpec};
+use lamina_contract::snapshot::check_labels;
+use lamina_contract::{Clock, Coordination, Disk, PageBuffers, VolumeId, VolumeRecord, VolumeSettings, VolumeSpec};
 use lamina_formats::journal::PAGE;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::{Mutex, RwLock};
@@ -113,7 +114,7 @@ pub(crate) struct Core {
     pub(crate) parked: Notify,
     last_activity: AtomicU64,
     store_down: AtomicBool,
-    volumes: AtomicU64,
+    pub(crate) volumes: AtomicU64,
     delta_bytes: usize,
 }
 
@@ -214,8 +215,8 @@ pub struct Node {
     /// The store could be listed, so what neither it nor the registry knows was deleted.
     complete: AtomicBool,
     /// Held while a volume appears or goes.
-    changes: tokio::sync::Mutex<()>,
-    sources: Sources,
+    pub(crate) changes: tokio::sync::Mutex<()>,
+    pub(crate) sources: Sources,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     sync_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -266,7 +267,7 @@ impl Node {
             lineage: lineage.clone(),
         };
         let opening = Opening::of(&sources).await?;
-        let (journal, opening) = opening.replay(config.journal, seams.journal_disk, &*seams.clock)?;
+        let (journal, opening) = opening.replay(config.journal, seams.journal_disk, &*seams.clock, &*seams.coordination)?;
         let mut cache_config = CacheConfig::new(config.cache_bytes);
         if config.background == Background::Manual {
             cache_config.upkeep = Upkeep::Inline;
@@ -333,23 +334,25 @@ impl Node {
     /// # Errors
     /// When its size makes no sense, its name is taken, or the store or registry refuse.
     pub async fn create(&self, spec: VolumeSpec) -> Result<Arc<Volume>, EngineError> {
+        self.create_with(spec, VolumeSettings::default()).await
+    }
+
+    /// The same with settings.
+    ///
+    /// # Errors
+    /// As [`Node::create`], and for labels that are not allowed.
+    pub async fn create_with(&self, spec: VolumeSpec, settings: VolumeSettings) -> Result<Arc<Volume>, EngineError> {
         let block = u64::from(spec.block_size.get());
         if spec.size_bytes == 0 || !spec.size_bytes.is_multiple_of(block) || spec.size_bytes > LARGEST_VOLUME {
             return Err(EngineError::VolumeSize { size_bytes: spec.size_bytes, block_size: spec.block_size.get() });
         }
-        let record = VolumeRecord {
-            id: VolumeId(rand::random()),
-            spec,
-            created: self.core.clock.wall(),
-            epoch: Epoch(0),
-            generation: Generation(0),
-            manifest_epoch: Epoch(0),
-            deleting: false,
-        };
+        check_labels(&settings.labels)?;
+        let mut record = VolumeRecord::new(VolumeId(rand::random()), spec, self.core.clock.wall());
+        record.settings = settings;
         let _change = self.changes.lock().await;
         self.core.coordination.create(&record)?;
         failpoint::hit(failpoint::CREATE_AFTER_REGISTER);
-        match self.sources.open(&record).await {
+        match self.sources.open(&record, None).await {
             Ok(opened) => {
                 let volume = Volume::new(self.core.clone(), opened);
                 self.volumes.write().insert(record.id, volume.clone());
@@ -427,9 +430,17 @@ impl Node {
 
     async fn open_late(&self, record: &VolumeRecord) -> Result<Arc<Volume>, EngineError> {
         let id = record.id;
-        let mut opened = self.sources.open(record).await?;
+        let origin = match record.parent {
+            None => None,
+            Some(parent) => {
+                let volume = self.volume(parent.volume).ok_or(EngineError::ParentNotOpen { parent: parent.volume })?;
+                Some(volume.origin(parent.snapshot).await?)
+            }
+        };
+        let mut opened = self.sources.open(record, origin).await?;
         let now = self.core.clock.monotonic_ms();
         self.stranded.lock().get(&id).map_or(Ok(()), |stranded| stranded.lay_over(&mut opened, now))?;
+        opened.seal_off(&*self.core.coordination)?;
         let volume = Volume::recovered(self.core.clone(), opened);
         self.volumes.write().insert(id, volume.clone());
         self.core.volumes.fetch_add(1, Ordering::Relaxed);
@@ -482,7 +493,7 @@ impl Node {
     }
 
     /// Removes a deleted volume's objects, its identity first, and forgets it. A restart goes on with it.
-    fn purge_later(self: &Arc<Self>, id: VolumeId) {
+    pub(crate) fn purge_later(self: &Arc<Self>, id: VolumeId) {
         let core = self.core.clone();
         self.core.runtime.spawn(async move {
             let namespace = Namespace(id);
@@ -517,7 +528,10 @@ impl Node {
     /// # Errors
     /// What the store side met.
     pub async fn step(&self, close_all: bool) -> Result<(), EngineError> {
-        for volume in self.volumes() {
+        let mut volumes = self.volumes();
+        // A clone waits for what it stands on.
+        volumes.sort_by_key(|volume| volume.ancestry.generations());
+        for volume in volumes {
             volume.close_aged(if close_all { 0 } else { self.core.config.store_lag_ms });
             volume.store_behind(|| true).await?;
         }
@@ -528,6 +542,11 @@ impl Node {
         Ok(())
     }
 
+    /// Whether nobody works behind the guests but who calls [`Node::step`].
+    pub(crate) fn is_manual(&self) -> bool {
+        self.core.config.background == Background::Manual
+    }
+
     /// Waits until everything accepted so far is stored, at most for `limit`. Tells whether it is.
     pub async fn drain(&self, limit: Duration) -> bool {
         let begun = self.core.clock.monotonic_ms();
@@ -535,7 +554,7 @@ impl Node {
             let mut waiting = false;
             for volume in self.volumes() {
                 volume.close_aged(0);
-                waiting |= volume.unstored_bytes() > 0 && !volume.is_halted();
+                waiting |= (volume.unstored_bytes() > 0 || volume.layers.read().cuts() > 0) && !volume.is_halted();
             }
             if !waiting {
                 return true;
@@ -607,6 +626,10 @@ impl Volume {
     /// Whether a closed container should go to the store now.
     fn wants_store(&self) -> bool {
         let layers = self.layers.read();
+        // A promised snapshot is not kept waiting.
+        if layers.cuts() > 0 {
+            return true;
+        }
         let Some(oldest) = layers.closed.front() else { return false };
         let age = self.core.clock.monotonic_ms().saturating_sub(oldest.opened_ms);
         drop(layers);

@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use lamina_contract::{Clock, Disk, Location, Timestamp, VolumeId, VolumeRecord};
+use lamina_contract::{
+    Clock, Coordination, Disk, Location, RecordChange, ScoNumber, SnapshotId, Timestamp, VolumeId, VolumeRecord,
+};
 use lamina_formats::journal::{JournalEntry, JournalOp};
 
 use crate::error::EngineError;
@@ -11,6 +13,8 @@ use crate::journal::{Journal, JournalConfig, Recovered, SegmentUse};
 use crate::layers::Layers;
 use crate::node::Unopened;
 use crate::restart::Sources;
+use crate::snapshots::Origin;
+use crate::view::View;
 use crate::volume::Opened;
 use crate::write::charge;
 
@@ -38,15 +42,19 @@ impl Stranded {
 
     /// Replays everything over a volume that could be opened after all.
     pub(crate) fn lay_over(&self, opened: &mut Opened, now_ms: u64) -> Result<(), EngineError> {
-        self.entries.iter().try_for_each(|kept| opened.lay(kept, now_ms))?;
-        opened.seal_off();
-        Ok(())
+        self.entries.iter().try_for_each(|kept| opened.lay(kept, now_ms))
     }
 }
 
 impl Opened {
+    /// Where a clone of one of its snapshots begins.
+    async fn origin(&self, snapshot: SnapshotId) -> Result<Origin, EngineError> {
+        self.snapshots.origin(snapshot, &self.pages, &self.ancestry, self.behind.terms()).await
+    }
+
     /// Lays the journal's next entry over what is stored, unless it is stored itself.
     fn lay(&mut self, kept: &Kept, now_ms: u64) -> Result<(), EngineError> {
+        self.cross_cuts(kept.entry.location.sco)?;
         self.refuse_gap(kept.entry.op, kept.entry.location)?;
         if kept.entry.location.sco > self.behind.stored_sco() {
             self.layers.publish(&kept.entry, &kept.segment, kept.page, kept.time, now_ms);
@@ -58,9 +66,42 @@ impl Opened {
         Ok(())
     }
 
-    /// A container that an earlier owner may have sealed gets no further entry: if its manifest turns up, it says the same.
-    fn seal_off(&mut self) {
-        self.layers.close_open();
+    /// Ends levels at the cuts that stand before container `next`.
+    fn cross_cuts(&mut self, next: ScoNumber) -> Result<(), EngineError> {
+        while let Some(cut) = self.cuts.pop_front_if(|cut| cut.after < next) {
+            self.layers.close_open();
+            let cut = Arc::new(cut);
+            let view = Arc::new(View::of_levels(cut.note.id));
+            self.snapshots.add(cut.clone(), view.clone());
+            let target = cut.rollback.map(|target| self.target(target)).transpose()?;
+            self.layers.cut(cut, view, target);
+        }
+        Ok(())
+    }
+
+    /// What a cut goes back to: a snapshot that is stored, or another that waits.
+    fn target(&self, id: SnapshotId) -> Result<Arc<View>, EngineError> {
+        let stored = self.targets.iter().find(|view| view.id == id).cloned();
+        let view = stored.or_else(|| self.snapshots.waiting_view(id));
+        view.ok_or(EngineError::NoSnapshot { volume: self.id, snapshot: id })
+    }
+
+    /// After the last entry of the journal. A container that an earlier owner may have sealed gets no further entry: if its manifest
+    /// turns up, it says the same. Cuts that reach further than what there is lost a part of their blocks with the journal.
+    pub(crate) fn seal_off(&mut self, coordination: &dyn Coordination) -> Result<(), EngineError> {
+        let last = self.layers.close_for_cut();
+        if self.cuts.iter().any(|cut| cut.after > last) {
+            for cut in self.cuts.iter_mut().filter(|cut| cut.after > last) {
+                tracing::error!(volume = %self.id, snapshot = %cut.note.name,
+                    "the journal lost blocks that the snapshot held: it shows the volume as it came back");
+                cut.after = last;
+                cut.note.labels.insert(CUT_SHORT.to_owned(), "the journal was lost".to_owned());
+            }
+            let waiting = self.snapshots.waiting();
+            let all = waiting.iter().map(|cut| (**cut).clone()).chain(self.cuts.iter().cloned()).collect();
+            coordination.change(&[(self.ownership, RecordChange::SetCuts(all))])?;
+        }
+        self.cross_cuts(last.next())
     }
 
     /// Blocks are found in a container by counting its entries, so a journal that does not continue what is stored, entry by entry,
@@ -75,6 +116,9 @@ impl Opened {
         if fits { Ok(()) } else { Err(EngineError::JournalGap { volume: self.id, found: at.sco.0, stored: stored.0 }) }
     }
 }
+
+/// The label of a snapshot that does not hold all that it held when it was taken.
+const CUT_SHORT: &str = "lamina/cut-short";
 
 /// Volumes while their journal is being replayed.
 pub(crate) struct Opening {
@@ -105,24 +149,48 @@ impl Opening {
             records: HashMap::new(),
             complete,
         };
+        let mut waiting = Vec::new();
         for record in sources.coordination.list()? {
-            if record.deleting {
-                opening.deleting.push(record);
-                continue;
-            }
-            match sources.open(&record).await {
-                Ok(opened) => {
-                    opening.opened.insert(record.id, opened);
-                    opening.records.insert(record.id, record);
-                }
-                Err(error) => {
-                    tracing::error!(volume = %record.id, name = %record.spec.name, error = &error as &dyn std::error::Error,
-                        "volume cannot be opened; what the journal holds of it is kept");
-                    opening.unopened.push(Unopened { record, error: Arc::new(error) });
-                }
+            if record.deleting { opening.deleting.push(record) } else { waiting.push(record) }
+        }
+        // Parents before their clones.
+        while !waiting.is_empty() {
+            let ids: HashSet<VolumeId> = waiting.iter().map(|record| record.id).collect();
+            let waits = |record: &VolumeRecord| record.parent.is_some_and(|parent| ids.contains(&parent.volume));
+            let (later, now): (Vec<_>, Vec<_>) = std::mem::take(&mut waiting).into_iter().partition(waits);
+            // A circle cannot come about; if it is there nevertheless, none of it opens.
+            let stuck = now.is_empty();
+            waiting = if stuck { Vec::new() } else { later.clone() };
+            for record in if stuck { later } else { now } {
+                opening.open(sources, record).await;
             }
         }
         Ok(opening)
+    }
+
+    async fn open(&mut self, sources: &Sources, record: VolumeRecord) {
+        let origin = match record.parent {
+            None => Ok(None),
+            Some(parent) => match self.opened.get(&parent.volume) {
+                Some(opened) => opened.origin(parent.snapshot).await.map(Some),
+                None => Err(EngineError::ParentNotOpen { parent: parent.volume }),
+            },
+        };
+        let opened = match origin {
+            Ok(origin) => sources.open(&record, origin).await,
+            Err(error) => Err(error),
+        };
+        match opened {
+            Ok(opened) => {
+                self.opened.insert(record.id, opened);
+                self.records.insert(record.id, record);
+            }
+            Err(error) => {
+                tracing::error!(volume = %record.id, name = %record.spec.name, error = &error as &dyn std::error::Error,
+                    "volume cannot be opened; what the journal holds of it is kept");
+                self.unopened.push(Unopened { record, error: Arc::new(error) });
+            }
+        }
     }
 
     pub(crate) fn replay(
@@ -130,6 +198,7 @@ impl Opening {
         config: JournalConfig,
         disk: Arc<dyn Disk>,
         clock: &dyn Clock,
+        coordination: &dyn Coordination,
     ) -> Result<(Journal, Self), EngineError> {
         let now = clock.monotonic_ms();
         let deleted: HashSet<VolumeId> = self.deleting.iter().map(|r| r.id).collect();
@@ -151,7 +220,15 @@ impl Opening {
         if entries > 0 || dropped > 0 {
             tracing::info!(entries, dropped, "journal replayed; dropped entries are of deleted volumes");
         }
-        self.opened.values_mut().for_each(Opened::seal_off);
+        let mut left = Vec::new();
+        for (id, opened) in &mut self.opened {
+            if let Err(error) = opened.seal_off(coordination) {
+                left.push((*id, error));
+            }
+        }
+        for (id, error) in left {
+            self.leave(id, error);
+        }
         Ok((journal, self))
     }
 

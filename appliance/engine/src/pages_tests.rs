@@ -10,7 +10,7 @@ use super::PageCache;
 fn page(number: u64, bytes: usize) -> (PageId, PageRef, Arc<[u8]>) {
     let id = PageId { volume: VolumeId(1), kind: PageKind::Leaf, number };
     let object = MapObject { epoch: Epoch(1), number: number / 100 };
-    let at = PageRef { object, offset: (number % 100) as u32 * 50_000, length: bytes as u32, crc: 0 };
+    let at = PageRef { ancestor: 0, object, offset: (number % 100) as u32 * 50_000, length: bytes as u32, crc: 0 };
     (id, at, vec![number as u8; bytes].into())
 }
 

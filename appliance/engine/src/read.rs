@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use lamina_contract::{BlockAddress, Fingerprint, IoError, Location, Request, ScoNumber, VolumeId};
+use lamina_contract::{BlockAddress, Fingerprint, IoError, Location, Request, VolumeId};
 use tokio::sync::oneshot;
 
 use crate::cache::{CacheRead, Slot};
@@ -21,7 +21,9 @@ use crate::fetch::Container;
 use crate::inflight::JournalBlock;
 use crate::layers::Source;
 use crate::map::Mapped;
+use crate::namespace::Namespace;
 use crate::seal::follows;
+use crate::view::{Looked, View};
 use crate::volume::Volume;
 
 /// Bytes that one look into the page cache asks for at most.
@@ -129,11 +131,30 @@ impl Volume {
             range.start().0..=range.end().0
         });
         for (block, source) in blocks.zip(sources.iter_mut()) {
-            if matches!(source, Source::Pages)
-                && let Some(mapped) = self.pages.lookup_cached(BlockAddress(block))
-            {
-                *source = Source::from(mapped);
+            match source {
+                Source::Pages => {
+                    if let Some(mapped) = self.pages.lookup_cached(BlockAddress(block)) {
+                        *source = Source::from(mapped);
+                    }
+                }
+                Source::View { view, generations } => {
+                    if let Some(found) = self.look_cached(view, *generations, BlockAddress(block)) {
+                        *source = found;
+                    }
+                }
+                Source::Zero | Source::Journal(_) | Source::Stored { .. } | Source::Lost => {}
             }
+        }
+    }
+
+    /// What a view says of a block, if that can be told without waiting.
+    fn look_cached(&self, view: &View, generations: u8, block: BlockAddress) -> Option<Source> {
+        match view.look(block) {
+            Looked::Found(source) => Some(source.seen_from(generations)),
+            Looked::Pages { root, generations: more } => {
+                self.pages.lookup_cached_in(&root, generations + more, block).map(Source::from)
+            }
+            Looked::Gone => None,
         }
     }
 
@@ -183,7 +204,7 @@ impl Volume {
                     at += 1;
                 }
                 Source::Lost => return Err(self.lost()),
-                Source::Pages => return Ok(Some(at)),
+                Source::Pages | Source::View { .. } => return Ok(Some(at)),
             }
         }
         Ok(None)
@@ -259,7 +280,7 @@ impl Volume {
                     self.spawn_read(request, source);
                 }
             }
-            Source::Zero | Source::Lost | Source::Pages => self.spawn_read(request, source),
+            Source::Zero | Source::Lost | Source::Pages | Source::View { .. } => self.spawn_read(request, source),
         }
     }
 
@@ -271,11 +292,10 @@ impl Volume {
     async fn read_rest(self: Arc<Self>, request: Request, mut sources: Vec<Source>, from: usize) {
         let first = self.blocks_of(&request).start().0;
         for (n, source) in sources.iter_mut().enumerate().skip(from) {
-            if matches!(source, Source::Pages) {
-                match self.page_lookup(BlockAddress(first + n as u64)).await {
-                    Ok(mapped) => *source = Source::from(mapped),
-                    Err(error) => return self.finish(request, Err(error)),
-                }
+            match self.looked_up(source, BlockAddress(first + n as u64)).await {
+                Ok(Some(found)) => *source = found,
+                Ok(None) => {}
+                Err(error) => return self.finish(request, Err(error)),
             }
         }
         let mut at = from;
@@ -292,19 +312,42 @@ impl Volume {
         self.finish(request, Ok(()));
     }
 
-    async fn page_lookup(&self, block: BlockAddress) -> Result<Mapped, IoError> {
-        self.pages.lookup(block).await.map_err(|error| {
+    /// Where a block is that the layers say nothing about; None when they do.
+    async fn looked_up(&self, source: &Source, block: BlockAddress) -> Result<Option<Source>, IoError> {
+        let found = match source {
+            Source::Pages => self.pages.lookup(block).await,
+            Source::View { view, generations } => match view.look(block) {
+                Looked::Found(source) => return Ok(Some(source.seen_from(*generations))),
+                Looked::Pages { root, generations: more } => {
+                    let mut found = Vec::with_capacity(1);
+                    let looked = self.pages.lookup_in(&root, generations + more, block, 1, &mut found).await;
+                    looked.map(|()| found.first().copied().unwrap_or(Mapped::Zero))
+                }
+                Looked::Gone => {
+                    tracing::error!(volume = %self.id(), snapshot = %view.id, "what the volume stands on is not open");
+                    return Err(IoError::Io);
+                }
+            },
+            Source::Zero | Source::Journal(_) | Source::Stored { .. } | Source::Lost => return Ok(None),
+        };
+        found.map(|mapped| Some(Source::from(mapped))).map_err(|error| {
             tracing::error!(volume = %self.id(), block = block.0, error = &error as &dyn std::error::Error, "the map cannot be read");
             IoError::Io
         })
+    }
+
+    /// Where a block is now: in no case the pages.
+    pub(crate) async fn located(&self, block: BlockAddress) -> Result<Source, IoError> {
+        let source = self.layers.read().resolve(block);
+        Ok(self.looked_up(&source, block).await?.unwrap_or(source))
     }
 
     /// The bytes of a run: one block of any kind, or several of one stored container.
     async fn load_run(self: &Arc<Self>, run: &[Source]) -> Result<Vec<Bytes>, IoError> {
         match run.first() {
             None => Ok(Vec::new()),
-            Some(Source::Zero | Source::Pages) => Ok(vec![Bytes::from(vec![0; self.block_size().bytes()])]),
-            Some(Source::Lost) => Err(self.lost()),
+            Some(Source::Zero) => Ok(vec![Bytes::from(vec![0; self.block_size().bytes()])]),
+            Some(Source::Lost | Source::Pages | Source::View { .. }) => Err(self.lost()),
             Some(Source::Journal(block)) => Ok(vec![self.load_journal(block).await?]),
             Some(Source::Stored { .. }) => self.load_stored(run).await,
         }
@@ -351,7 +394,7 @@ impl Volume {
             blocks.push(cached);
         }
         if let Some(location) = container {
-            let fetched = self.fetch(location.sco, &wanted).await?;
+            let fetched = self.fetch(location, &wanted).await?;
             let mut fetched = fetched.into_iter();
             for block in blocks.iter_mut().filter(|block| block.is_none()) {
                 *block = fetched.next();
@@ -360,17 +403,21 @@ impl Volume {
         blocks.into_iter().collect::<Option<Vec<_>>>().ok_or(IoError::Io)
     }
 
-    async fn fetch(self: &Arc<Self>, sco: ScoNumber, wanted: &[(u16, Fingerprint)]) -> Result<Vec<Bytes>, IoError> {
-        let Some(epoch) = self.behind.sco_epoch(sco) else {
-            tracing::error!(volume = %self.id(), sco = sco.0, "no term covers a container that the map names");
-            return Err(IoError::Io);
+    /// The container at `at`, as the store has it.
+    fn container(&self, at: Location) -> Option<Container> {
+        let (volume, epoch) = match at.ancestor {
+            0 => (self.id(), self.behind.sco_epoch(at.sco)?),
+            generations => (self.ancestry.volume(generations)?, self.ancestry.sco_epoch(generations, at.sco)?),
         };
-        let container = Container {
-            volume: self.id(),
-            sco,
-            key: self.namespace().sco(epoch, sco),
-            block_size: self.block_size(),
-            capacity: self.sco_blocks(),
+        let key = Namespace(volume).sco(epoch, at.sco);
+        // A clone has blocks and containers of its parent's size.
+        Some(Container { volume, sco: at.sco, key, block_size: self.block_size(), capacity: self.sco_blocks() })
+    }
+
+    async fn fetch(self: &Arc<Self>, at: Location, wanted: &[(u16, Fingerprint)]) -> Result<Vec<Bytes>, IoError> {
+        let Some(container) = self.container(at) else {
+            tracing::error!(volume = %self.id(), ancestor = at.ancestor, sco = at.sco.0, "no term covers a container that the map names");
+            return Err(IoError::Io);
         };
         self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
         let mut pauses = RETRIES.iter();
@@ -393,13 +440,7 @@ impl Volume {
 
     /// The whole of one block, for a change of a part of it.
     pub(crate) async fn block_bytes(self: &Arc<Self>, block: BlockAddress) -> Result<Bytes, IoError> {
-        let mut source = self.layers.read().resolve(block);
-        if matches!(source, Source::Pages) {
-            source = match self.pages.lookup_cached(block) {
-                Some(mapped) => Source::from(mapped),
-                None => Source::from(self.page_lookup(block).await?),
-            };
-        }
+        let source = self.located(block).await?;
         let blocks = self.load_run(&[source]).await?;
         blocks.into_iter().next().ok_or(IoError::Io)
     }

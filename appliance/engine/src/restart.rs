@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use lamina_contract::{
-    Coordination, CoordinationError, Epoch, Generation, Ownership, ScoNumber, Timestamp, TlogNumber, VolumeId, VolumeName,
+    Coordination, CoordinationError, Cut, Epoch, Generation, Ownership, Parent, ScoNumber, Timestamp, TlogNumber, VolumeId, VolumeName,
     VolumeRecord, VolumeSpec,
 };
 use lamina_formats::FormatError;
+use lamina_formats::catalog::{Catalog, PastRoot, StoredSnapshot};
 use lamina_formats::manifest::Manifest;
 use lamina_formats::map::MapRoot;
 use lamina_formats::tlog::{self, TlogEntry, TlogOp};
@@ -20,13 +21,16 @@ use lamina_formats::volume::VolumeIdentity;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 
+use crate::ancestry::MOST_GENERATIONS;
 use crate::behind::Behind;
 use crate::error::EngineError;
-use crate::layers::Layers;
+use crate::layers::{Base, Layers};
 use crate::lineage::Lineage;
 use crate::map::CheckpointedMap;
 use crate::namespace::{Namespace, epoch_of, parse_manifest_key};
 use crate::pages::PageCache;
+use crate::snapshots::{Origin, Snapshots};
+use crate::view::View;
 use crate::volume::Opened;
 
 /// TLogs fetched at once.
@@ -44,17 +48,32 @@ pub(crate) struct Sources {
 struct Root {
     manifest: Manifest,
     tlogs: Vec<Vec<TlogEntry>>,
+    snapshots: Vec<StoredSnapshot>,
+    past: Vec<PastRoot>,
+}
+
+impl Root {
+    fn first(manifest: Manifest) -> Self {
+        Self { manifest, tlogs: Vec::new(), snapshots: Vec::new(), past: Vec::new() }
+    }
 }
 
 impl Sources {
-    /// Takes ownership of a registered volume and rebuilds its state up to its newest manifest.
-    pub(crate) async fn open(&self, record: &VolumeRecord) -> Result<Opened, EngineError> {
-        let namespace = Namespace(record.id);
+    /// Takes ownership of a registered volume and rebuilds its state up to its newest manifest. `origin` is where a clone begins.
+    pub(crate) async fn open(&self, record: &VolumeRecord, origin: Option<Origin>) -> Result<Opened, EngineError> {
         // Taken before anything is looked at, so that an earlier owner decides nothing more.
-        let mut owner = self.coordination.take(record.id, Epoch(0))?;
+        let owner = self.coordination.take(record.id, Epoch(0))?;
+        self.open_owned(owner, origin).await
+    }
+
+    /// The same by the owner of a term that may be new.
+    pub(crate) async fn open_owned(&self, mut owner: Ownership, origin: Option<Origin>) -> Result<Opened, EngineError> {
+        let record = &self.coordination.get(owner.volume)?;
+        let ancestry = origin.as_ref().map(|origin| origin.ancestry.clone()).unwrap_or_default();
+        let owners = ancestry.owners(record.id);
+        let namespace = Namespace(record.id);
         let mut keys = self.manifest_keys(namespace).await?;
         let seen = keys.iter().map(|(_, epoch)| *epoch).max().unwrap_or(Epoch(0));
-        let record = &self.coordination.get(record.id)?;
         let mut undecided = false;
         if seen >= owner.epoch {
             // A registry restored from a backup is behind the store: the newest that verifies counts.
@@ -65,7 +84,8 @@ impl Sources {
             undecided = keys.iter().any(|(generation, epoch)| (*epoch, *generation) > (record.manifest_epoch, record.generation));
             keys.retain(|key| *key == (record.generation, record.manifest_epoch));
         }
-        let root = self.newest_root(namespace, &keys).await?;
+        let root = self.newest_root(&owners, &keys).await?;
+        let mut base = Base::Below;
         let mut root = match root {
             Some(root) => {
                 self.adopt(record, owner, &root.manifest)?;
@@ -73,14 +93,18 @@ impl Sources {
             }
             None if record.generation == Generation(0) => {
                 self.put_identity(record).await?;
-                Root { manifest: first_manifest(record), tlogs: Vec::new() }
+                let mut manifest = first_manifest(record);
+                if let Some(Origin { view, .. }) = &origin {
+                    base = begin_at(view, &mut manifest, record.id)?;
+                }
+                Root::first(manifest)
             }
             None => return Err(EngineError::NoRoot { volume: record.id }),
         };
         if undecided {
             self.outrank(namespace, owner, &mut root.manifest).await?;
         }
-        let mut layers = Layers::new(root.manifest.last_sco.next());
+        let mut layers = Layers::over(base, root.manifest.last_sco.next());
         let mut replayed = 0;
         for entries in &root.tlogs {
             layers.replay(entries);
@@ -91,10 +115,34 @@ impl Sources {
                 }
             }
         }
-        let pages = self.open_pages(namespace, &root.manifest).await?;
+        let pages = self.open_pages(&owners, &root.manifest).await?;
         let old = old_manifests(namespace, &self.manifest_keys(namespace).await?, &root.manifest);
-        let behind = Behind::new(root.manifest, replayed, old);
-        Ok(Opened { id: record.id, spec: record.spec.clone(), ownership: owner, layers, pages, behind })
+        // A cut that a manifest holds is not promised any more, even if the registry still says so.
+        let held = |cut: &Cut| root.snapshots.iter().any(|snapshot| snapshot.note.id == cut.note.id);
+        let cuts: VecDeque<Cut> = record.cuts.iter().filter(|cut| !held(cut)).cloned().collect();
+        let last_time = root.tlogs.iter().flatten().map(|entry| entry.time).max().unwrap_or(root.manifest.time);
+        let behind = Behind::new(root.manifest, replayed, old, last_time);
+        let snapshots = Snapshots::new(record.id, root.snapshots, root.past);
+        let mut targets = Vec::new();
+        for target in cuts.iter().filter_map(|cut| cut.rollback) {
+            if snapshots.stored_one(target).is_some() {
+                targets.push(snapshots.view(target, &pages).await?);
+            }
+        }
+        Ok(Opened {
+            id: record.id,
+            spec: record.spec.clone(),
+            settings: record.settings.clone(),
+            parent: record.parent,
+            ownership: owner,
+            ancestry,
+            snapshots,
+            layers,
+            pages,
+            behind,
+            cuts,
+            targets,
+        })
     }
 
     /// Stores and decides the same root once more under this owner's epoch. An earlier owner's manifest that was never decided stays in
@@ -117,9 +165,23 @@ impl Sources {
         Ok(())
     }
 
-    async fn open_pages(&self, namespace: Namespace, manifest: &Manifest) -> Result<CheckpointedMap, EngineError> {
-        let root = map_root(namespace, manifest)?;
-        Ok(CheckpointedMap::open(namespace.0, self.store.clone(), root, self.pages.clone()).await?)
+    async fn open_pages(&self, owners: &Arc<[VolumeId]>, manifest: &Manifest) -> Result<CheckpointedMap, EngineError> {
+        let root = map_root(manifest)?;
+        Ok(CheckpointedMap::open(owners.clone(), self.store.clone(), root, self.pages.clone()).await?)
+    }
+
+    /// Snapshots and past that belong with `manifest`.
+    async fn catalog(&self, namespace: Namespace, manifest: &Manifest) -> Result<(Vec<StoredSnapshot>, Vec<PastRoot>), EngineError> {
+        let Some(at) = manifest.catalog else { return Ok((Vec::new(), Vec::new())) };
+        let key = namespace.catalog(at.epoch, at.generation);
+        let bytes = self.get(&key).await?;
+        let damaged = |source| EngineError::Format { object: key.clone(), source };
+        let (catalog, crc) = Catalog::decode(&bytes).map_err(damaged)?;
+        let identity = (catalog.volume, catalog.generation, catalog.epoch, crc);
+        if identity != (namespace.0, at.generation, at.epoch, at.crc) {
+            return Err(damaged(FormatError::Field { format: "catalog", field: "identity" }));
+        }
+        Ok((catalog.snapshots, catalog.past))
     }
 
     /// Generations and epochs of all manifests of a namespace.
@@ -130,18 +192,19 @@ impl Sources {
         Ok(listed.iter().filter_map(|meta| parse_manifest_key(&meta.location)).collect())
     }
 
-    /// The highest (epoch, generation) whose chain verifies: manifest, map root, and every TLog since the checkpoint.
-    async fn newest_root(&self, namespace: Namespace, keys: &[(Generation, Epoch)]) -> Result<Option<Root>, EngineError> {
+    /// The highest (epoch, generation) whose chain verifies: manifest, catalog, map root, and every TLog since the checkpoint.
+    async fn newest_root(&self, owners: &Arc<[VolumeId]>, keys: &[(Generation, Epoch)]) -> Result<Option<Root>, EngineError> {
+        let Some(volume) = owners.first() else { return Ok(None) };
         let mut keys = keys.to_vec();
         keys.sort_by_key(|(generation, epoch)| std::cmp::Reverse((*epoch, *generation)));
         let mut trouble = None;
         for (generation, epoch) in keys {
-            match self.verify(namespace, generation, epoch).await {
+            match self.verify(owners, Namespace(*volume), generation, epoch).await {
                 Ok(root) => return Ok(Some(root)),
                 // A store that does not answer now is no reason to go back in time.
                 Err(error) if !error.is_final() => return Err(error),
                 Err(error) => {
-                    tracing::warn!(volume = %namespace.0, generation = generation.0, epoch = epoch.0,
+                    tracing::warn!(%volume, generation = generation.0, epoch = epoch.0,
                         error = &error as &dyn std::error::Error, "a manifest's chain does not verify");
                     trouble = Some(error);
                 }
@@ -151,7 +214,13 @@ impl Sources {
         trouble.map_or(Ok(None), Err)
     }
 
-    async fn verify(&self, namespace: Namespace, generation: Generation, epoch: Epoch) -> Result<Root, EngineError> {
+    async fn verify(
+        &self,
+        owners: &Arc<[VolumeId]>,
+        namespace: Namespace,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<Root, EngineError> {
         let key = namespace.manifest(generation, epoch);
         let bytes = self.get(&key).await?;
         let manifest = Manifest::decode(&bytes).map_err(|source| EngineError::Format { object: key.clone(), source })?;
@@ -159,11 +228,12 @@ impl Sources {
             let source = FormatError::Field { format: "manifest", field: "identity" };
             return Err(EngineError::Format { object: key, source });
         }
-        self.open_pages(namespace, &manifest).await?;
+        self.open_pages(owners, &manifest).await?;
+        let (snapshots, past) = self.catalog(namespace, &manifest).await?;
         let numbers = manifest.checkpoint_tlog.0 + 1..=manifest.last_tlog.0;
         let fetches = numbers.map(|number| self.tlog(namespace, &manifest, TlogNumber(number)));
         let tlogs = stream::iter(fetches).buffered(FETCHES).try_collect().await?;
-        Ok(Root { manifest, tlogs })
+        Ok(Root { manifest, tlogs, snapshots, past })
     }
 
     async fn tlog(&self, namespace: Namespace, manifest: &Manifest, number: TlogNumber) -> Result<Vec<TlogEntry>, EngineError> {
@@ -187,10 +257,10 @@ impl Sources {
         fetched.await.map_err(|source| EngineError::Store { doing: "reading", object: key.clone(), source })
     }
 
-    /// Writes the identity of a volume that never had a manifest; the same bytes each time.
+    /// Writes the identity of a volume: when it never had a manifest, and when it is a clone no more.
     pub(crate) async fn put_identity(&self, record: &VolumeRecord) -> Result<(), EngineError> {
         let key = Namespace(record.id).volume();
-        let identity = VolumeIdentity { id: record.id, spec: record.spec.clone(), created: record.created };
+        let identity = VolumeIdentity { id: record.id, spec: record.spec.clone(), created: record.created, parent: record.parent };
         let put = self.store.put(&key, PutPayload::from(identity.encode())).await;
         put.map(|_| ()).map_err(|source| EngineError::Store { doing: "writing", object: key, source })
     }
@@ -199,37 +269,75 @@ impl Sources {
     pub(crate) async fn adopt_strangers(&self, known: &HashSet<VolumeId>) -> Result<bool, EngineError> {
         let listed = self.store.list_with_delimiter(None).await;
         let listed = listed.map_err(|source| EngineError::Store { doing: "listing", object: Path::default(), source })?;
+        let ids = listed.common_prefixes.iter().filter_map(|prefix| prefix.filename()?.parse::<VolumeId>().ok());
+        let mut left: Vec<VolumeId> = ids.filter(|id| !known.contains(id)).collect();
         let mut all = true;
-        for prefix in listed.common_prefixes {
-            let id = prefix.filename().and_then(|name| name.parse::<VolumeId>().ok());
-            let Some(id) = id.filter(|id| !known.contains(id)) else { continue };
-            match self.adopt_stranger(id).await {
-                Ok(()) => {}
-                Err(error) => {
-                    all = false;
-                    tracing::error!(volume = %id, error = &error as &dyn std::error::Error, "a volume in the store cannot be recovered");
+        // Clones wait for what they were made from.
+        loop {
+            let before = left.len();
+            for id in std::mem::take(&mut left) {
+                match self.adopt_stranger(id).await {
+                    Ok(()) => {}
+                    Err(EngineError::ParentNotOpen { .. }) => left.push(id),
+                    Err(error) => {
+                        all = false;
+                        tracing::error!(volume = %id, error = &error as &dyn std::error::Error, "a volume in the store cannot be recovered");
+                    }
                 }
             }
+            if left.len() == before || left.is_empty() {
+                break;
+            }
         }
-        Ok(all)
+        for id in &left {
+            tracing::error!(volume = %id, "a clone in the store cannot be recovered: what it was made from is not there");
+        }
+        Ok(all && left.is_empty())
+    }
+
+    async fn identity(&self, id: VolumeId) -> Result<VolumeIdentity, EngineError> {
+        let key = Namespace(id).volume();
+        let bytes = self.get(&key).await?;
+        VolumeIdentity::decode(&bytes).map_err(|source| EngineError::Format { object: key, source })
+    }
+
+    /// The volume and all that it is a clone of, by the identities in the store.
+    async fn owners_of(&self, identity: &VolumeIdentity) -> Result<Arc<[VolumeId]>, EngineError> {
+        let mut owners = vec![identity.id];
+        let mut parent = identity.parent;
+        while let Some(Parent { volume, .. }) = parent {
+            if owners.len() > MOST_GENERATIONS || owners.contains(&volume) {
+                return Err(EngineError::TooDeep { volume: identity.id, generations: owners.len() });
+            }
+            owners.push(volume);
+            parent = self.identity(volume).await?.parent;
+        }
+        Ok(owners.into())
     }
 
     async fn adopt_stranger(&self, id: VolumeId) -> Result<(), EngineError> {
         let namespace = Namespace(id);
-        let key = namespace.volume();
-        let bytes = match self.get(&key).await {
-            Ok(bytes) => bytes,
+        let identity = match self.identity(id).await {
+            Ok(identity) => identity,
             // Its identity goes first when a volume is deleted: the rest is left over.
             Err(EngineError::Store { source: object_store::Error::NotFound { .. }, .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let identity = VolumeIdentity::decode(&bytes).map_err(|source| EngineError::Format { object: key, source })?;
+        if let Some(Parent { volume: parent, .. }) = identity.parent
+            && !self.coordination.get(parent).is_ok_and(|parent| !parent.deleting)
+        {
+            return Err(EngineError::ParentNotOpen { parent });
+        }
         let keys = self.manifest_keys(namespace).await?;
-        let root = self.newest_root(namespace, &keys).await?;
-        let (generation, manifest_epoch) = root.map_or((Generation(0), Epoch(0)), |r| (r.manifest.generation, r.manifest.epoch));
-        let epoch = keys.iter().map(|(_, epoch)| *epoch).max().unwrap_or(Epoch(0));
-        let mut record =
-            VolumeRecord { id, spec: identity.spec, created: identity.created, epoch, generation, manifest_epoch, deleting: false };
+        let root = self.newest_root(&self.owners_of(&identity).await?, &keys).await?;
+        let mut record = VolumeRecord::new(id, identity.spec, identity.created);
+        record.parent = identity.parent;
+        record.epoch = keys.iter().map(|(_, epoch)| *epoch).max().unwrap_or(Epoch(0));
+        if let Some(Root { manifest, .. }) = root {
+            record.spec.size_bytes = manifest.size_bytes;
+            (record.generation, record.manifest_epoch) = (manifest.generation, manifest.epoch);
+        }
+        let generation = record.generation;
         match self.coordination.create(&record) {
             Err(CoordinationError::NameTaken { .. }) => {
                 // Its name went to another volume meanwhile.
@@ -249,11 +357,21 @@ fn recovered_name(id: VolumeId) -> VolumeName {
     name.expect("a valid name")
 }
 
-fn map_root(namespace: Namespace, manifest: &Manifest) -> Result<Option<MapRoot>, EngineError> {
+/// Has a volume that never had a manifest begin at `view`, in its pages if they are there already.
+pub(crate) fn begin_at(view: &Arc<View>, manifest: &mut Manifest, volume: VolumeId) -> Result<Base, EngineError> {
+    let Some(root) = view.root() else { return Ok(Base::View { view: view.clone(), generations: 1 }) };
+    let too_deep = EngineError::TooDeep { volume, generations: MOST_GENERATIONS };
+    let own = root.for_clone().ok_or(too_deep)?;
+    manifest.map_root = own.root.map_or_else(Vec::new, |root| root.to_bytes().to_vec());
+    Ok(Base::Below)
+}
+
+pub(crate) fn map_root(manifest: &Manifest) -> Result<Option<MapRoot>, EngineError> {
     if manifest.map_root.is_empty() {
         return Ok(None);
     }
     let root = MapRoot::from_bytes(&manifest.map_root);
+    let namespace = Namespace(manifest.volume);
     root.map(Some).map_err(|source| EngineError::Format { object: namespace.manifest(manifest.generation, manifest.epoch), source })
 }
 
@@ -272,6 +390,7 @@ pub(crate) fn first_manifest(record: &VolumeRecord) -> Manifest {
         data_blocks: 0,
         reference_blocks: 0,
         map_root: Vec::new(),
+        catalog: None,
         sco_terms: Vec::new(),
         tlog_terms: Vec::new(),
     }

@@ -5,16 +5,20 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use lamina_contract::{
-    BlockDevice, BlockSize, DeviceGeometry, Epoch, IoError, Op, Ownership, Request, SectorCount, VolumeId, VolumeSpec,
+    BlockDevice, BlockSize, Cut, DeviceGeometry, Epoch, IoError, Op, Ownership, Parent, Request, SECTOR_BYTES, SectorCount, VolumeId,
+    VolumeSettings, VolumeSpec,
 };
 use parking_lot::{Mutex, RwLock};
 
+use crate::ancestry::Ancestry;
 use crate::behind::Behind;
 use crate::layers::Layers;
 use crate::map::CheckpointedMap;
 use crate::namespace::Namespace;
 use crate::node::Core;
 use crate::ranges::Ranges;
+use crate::snapshots::Snapshots;
+use crate::view::View;
 
 /// Whether a volume accepts changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +80,14 @@ impl Counters {
 pub struct Volume {
     id: VolumeId,
     spec: VolumeSpec,
+    size_bytes: AtomicU64,
+    settings: RwLock<Arc<VolumeSettings>>,
+    /// Its settings say that it is one; looked at for each request.
+    template: AtomicBool,
+    parent: Mutex<Option<Parent>>,
     ownership: Ownership,
+    pub(crate) ancestry: Ancestry,
+    pub(crate) snapshots: Snapshots,
     pub(crate) core: Arc<Core>,
     pub(crate) layers: RwLock<Layers>,
     pub(crate) pages: CheckpointedMap,
@@ -87,6 +98,8 @@ pub struct Volume {
     pub(crate) counters: Counters,
     /// A flush was answered since the last entry.
     pub(crate) synced: Arc<AtomicBool>,
+    /// Changes wait: what the volume shows, or how large it is, is being decided.
+    paused: AtomicBool,
     state: AtomicU8,
     this: Weak<Self>,
 }
@@ -95,18 +108,34 @@ pub struct Volume {
 pub(crate) struct Opened {
     pub(crate) id: VolumeId,
     pub(crate) spec: VolumeSpec,
+    pub(crate) settings: VolumeSettings,
+    pub(crate) parent: Option<Parent>,
     pub(crate) ownership: Ownership,
+    pub(crate) ancestry: Ancestry,
+    pub(crate) snapshots: Snapshots,
     pub(crate) layers: Layers,
     pub(crate) pages: CheckpointedMap,
     pub(crate) behind: Behind,
+    /// Cuts that were promised and that the journal has not come to yet, oldest first.
+    pub(crate) cuts: VecDeque<Cut>,
+    /// Stored snapshots that those go back to.
+    pub(crate) targets: Vec<Arc<View>>,
 }
 
 impl Volume {
     pub(crate) fn new(core: Arc<Core>, opened: Opened) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self {
+        opened.settings.cache_quota.into_iter().for_each(|bytes| core.cache.set_quota(opened.id, Some(bytes)));
+        let volume = Arc::new_cyclic(|this| Self {
             id: opened.id,
+            size_bytes: AtomicU64::new(opened.spec.size_bytes),
+            template: AtomicBool::new(opened.settings.template),
+            settings: RwLock::new(Arc::new(opened.settings)),
+            parent: Mutex::new(opened.parent),
             spec: opened.spec,
             ownership: opened.ownership,
+            ancestry: opened.ancestry,
+            snapshots: opened.snapshots,
+            paused: AtomicBool::new(false),
             core,
             layers: RwLock::new(opened.layers),
             pages: opened.pages,
@@ -117,7 +146,9 @@ impl Volume {
             synced: Arc::default(),
             state: AtomicU8::new(SERVING),
             this: this.clone(),
-        })
+        });
+        volume.snapshots.belong_to(&volume.this);
+        volume
     }
 
     /// One that brings entries of the journal with it: the throttle must know of them.
@@ -133,10 +164,60 @@ impl Volume {
         self.id
     }
 
-    /// How it was made.
+    /// How it was made, with the size that it has now.
     #[must_use]
-    pub fn spec(&self) -> &VolumeSpec {
-        &self.spec
+    pub fn spec(&self) -> VolumeSpec {
+        VolumeSpec { size_bytes: self.size_bytes(), ..self.spec.clone() }
+    }
+
+    /// Its capacity in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_size(&self, bytes: u64) {
+        self.size_bytes.store(bytes, Ordering::Release);
+    }
+
+    /// What operators set.
+    #[must_use]
+    pub fn settings(&self) -> Arc<VolumeSettings> {
+        self.settings.read().clone()
+    }
+
+    pub(crate) fn set_settings(&self, settings: VolumeSettings) {
+        self.core.cache.set_quota(self.id, settings.cache_quota);
+        self.template.store(settings.template, Ordering::Release);
+        *self.settings.write() = Arc::new(settings);
+    }
+
+    /// What it is a clone of, until it is flattened.
+    #[must_use]
+    pub fn parent(&self) -> Option<Parent> {
+        *self.parent.lock()
+    }
+
+    pub(crate) fn forget_parent(&self) {
+        *self.parent.lock() = None;
+    }
+
+    /// Whether guests may change it.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.spec.read_only || self.template.load(Ordering::Acquire)
+    }
+
+    /// Holds changes back, or lets them go on. Takes effect under the append lock: what was accepted before is in the journal.
+    pub(crate) fn pause(&self, paused: bool) {
+        let _append = self.core.journal.lock();
+        self.paused.store(paused, Ordering::Release);
+        drop(_append);
+        self.core.parked.notify_one();
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
     }
 
     /// The term in which this process owns it.
@@ -196,6 +277,9 @@ impl Volume {
         let mut batch = Vec::new();
         {
             let mut parked = self.parked.lock();
+            if self.is_paused() {
+                return !parked.is_empty();
+            }
             while let Some(front) = parked.front() {
                 if !self.core.throttle.admit(weight(front)) {
                     break;
@@ -226,7 +310,7 @@ impl Volume {
     }
 
     fn refusal(&self, request: &Request) -> Option<IoError> {
-        let capacity = self.spec.size_bytes / lamina_contract::SECTOR_BYTES;
+        let capacity = self.size_bytes() / SECTOR_BYTES;
         let end = request.start.0.checked_add(request.sectors.0);
         let moves_data = matches!(request.op, Op::Read | Op::Write { .. });
         if self.is_halted() {
@@ -237,7 +321,7 @@ impl Volume {
             Some(IoError::OutOfRange)
         } else if moves_data && request.transfer.len() as u64 != request.sectors.bytes() {
             Some(IoError::Unsupported)
-        } else if self.spec.read_only && request.op != Op::Read {
+        } else if request.op != Op::Read && self.is_read_only() {
             Some(IoError::ReadOnly)
         } else {
             None
@@ -259,10 +343,10 @@ fn weight(request: &Request) -> u64 {
 impl BlockDevice for Volume {
     fn geometry(&self) -> DeviceGeometry {
         DeviceGeometry {
-            sectors: SectorCount(self.spec.size_bytes / lamina_contract::SECTOR_BYTES),
+            sectors: SectorCount(self.size_bytes() / SECTOR_BYTES),
             physical_block: self.spec.block_size.get(),
             optimal_io: 64 << 10,
-            read_only: self.spec.read_only,
+            read_only: self.is_read_only(),
             serial: self.id.to_string(),
         }
     }
@@ -281,8 +365,8 @@ impl BlockDevice for Volume {
                 Op::Read => reads.push(request),
                 Op::Write { .. } | Op::Discard | Op::WriteZeroes { .. } => {
                     // Behind those that wait already, else one guest's queue would overtake itself for ever.
-                    let waits = self.core.throttle.slows() && !self.parked.lock().is_empty();
-                    if waits || !self.core.throttle.admit(weight(&request)) {
+                    let waits = (self.core.throttle.slows() || self.is_paused()) && !self.parked.lock().is_empty();
+                    if waits || self.is_paused() || !self.core.throttle.admit(weight(&request)) {
                         self.park(request);
                     } else {
                         changes.push(request);

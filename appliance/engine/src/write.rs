@@ -293,6 +293,10 @@ impl Volume {
         if self.is_halted() {
             return Accepted::Failed;
         }
+        if self.is_paused() {
+            // Parked like what finds no room, and tried again when it goes on.
+            return Accepted::Full;
+        }
         let journal = &self.core.journal;
         match journal.reserve(append, staging.ops.len(), staging.data.len()) {
             Ok(()) => {}

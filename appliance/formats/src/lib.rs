@@ -4,6 +4,7 @@
 //! golden bytes stand in `tests/`. A released format never changes: a new layout gets a new version number.
 
 pub mod cache;
+pub mod catalog;
 pub mod drive;
 pub mod fragment;
 pub mod integrity;

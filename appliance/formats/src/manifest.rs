@@ -1,7 +1,7 @@
 //! A manifest generation: the numbered root of a volume's namespace.
 //!
 //! ```text
-//! header (128 B) │ map root (opaque here, see `map`) │ term (16 B) …SCO terms… │ …TLog terms…
+//! header (144 B) │ map root (opaque here, see `map`) │ term (16 B) …SCO terms… │ …TLog terms…
 //! ```
 //! One CRC covers everything. A term (epoch, first number) says under which epoch the objects from that number on have their
 //! keys, so that a location, which names no epoch, finds its object.
@@ -36,9 +36,13 @@ struct RawHeader {
     reference_blocks: U64,
     sco_terms: U32,
     tlog_terms: U32,
-    _reserved: [u8; 16],
+    catalog_generation: U64,
+    catalog_epoch: U64,
+    catalog_crc: U32,
+    catalog_bytes: U32,
+    _reserved: [u8; 8],
 }
-const _: () = assert!(size_of::<RawHeader>() == 128);
+const _: () = assert!(size_of::<RawHeader>() == 144);
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -54,6 +58,19 @@ pub struct Term {
     pub epoch: Epoch,
     /// First number written in it.
     pub first: u64,
+}
+
+/// The catalog that a manifest belongs with: where it is and what it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CatalogRef {
+    /// The first manifest that named it; never 0.
+    pub generation: Generation,
+    /// That manifest's writer.
+    pub epoch: Epoch,
+    /// Its CRC.
+    pub crc: u32,
+    /// Its length.
+    pub bytes: u32,
 }
 
 /// The root of a namespace at one moment.
@@ -83,6 +100,8 @@ pub struct Manifest {
     pub reference_blocks: u64,
     /// Encoded root of the map pages; empty before the first checkpoint.
     pub map_root: Vec<u8>,
+    /// Snapshots and history; `None` while there are none.
+    pub catalog: Option<CatalogRef>,
     /// Terms of the SCOs, ascending.
     pub sco_terms: Vec<Term>,
     /// Terms of the TLogs, ascending.
@@ -115,7 +134,11 @@ impl Manifest {
             reference_blocks: self.reference_blocks.into(),
             sco_terms: (self.sco_terms.len() as u32).into(),
             tlog_terms: (self.tlog_terms.len() as u32).into(),
-            _reserved: [0; 16],
+            catalog_generation: self.catalog.map_or(0, |catalog| catalog.generation.0).into(),
+            catalog_epoch: self.catalog.map_or(0, |catalog| catalog.epoch.0).into(),
+            catalog_crc: self.catalog.map_or(0, |catalog| catalog.crc).into(),
+            catalog_bytes: self.catalog.map_or(0, |catalog| catalog.bytes).into(),
+            _reserved: [0; 8],
         };
         let mut out = header.as_bytes().to_vec();
         out.extend_from_slice(&self.map_root);
@@ -153,6 +176,12 @@ impl Manifest {
         if crc32c(&covered) != header.crc.get() {
             return Err(FormatError::Checksum { format: FORMAT, part: "everything" });
         }
+        let catalog = CatalogRef {
+            generation: Generation(header.catalog_generation.get()),
+            epoch: Epoch(header.catalog_epoch.get()),
+            crc: header.catalog_crc.get(),
+            bytes: header.catalog_bytes.get(),
+        };
         let (root, terms) = body.split_at(root_bytes);
         let terms: Vec<Term> = terms
             .chunks_exact(size_of::<RawTerm>())
@@ -173,6 +202,7 @@ impl Manifest {
             data_blocks: header.data_blocks.get(),
             reference_blocks: header.reference_blocks.get(),
             map_root: root.to_vec(),
+            catalog: (catalog.generation != Generation(0)).then_some(catalog),
             sco_terms: sco_terms.to_vec(),
             tlog_terms: tlog_terms.to_vec(),
         })

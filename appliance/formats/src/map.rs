@@ -8,6 +8,9 @@
 //! - leaf: indexes (u16 × n, ascending), locations (u64 × n), fingerprints (32 B × n), of blocks that are not zero;
 //! - directory: indexes (u16 × n, ascending), references (32 B × n), of leaves that have a block;
 //! - root: two counts (u32), directories (number and reference, 40 B each, ascending), objects with their use (32 B each, ascending).
+//!
+//! A reference or location names its volume by how many generations of clones lie between: 0 is the volume that the page belongs to, 1
+//! what that one is a clone of, and so on. So a page means the same to every clone that reaches it.
 
 use lamina_contract::{Epoch, Fingerprint, Location, VolumeId};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -55,7 +58,8 @@ struct RawRef {
     offset: U32,
     length: U32,
     crc: U32,
-    _reserved: [u8; 4],
+    ancestor: u8,
+    _reserved: [u8; 3],
 }
 const _: () = assert!(size_of::<RawRef>() == ROOT_BYTES);
 
@@ -88,6 +92,8 @@ pub struct MapObject {
 /// Where a page is, and what it must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PageRef {
+    /// Whose object: generations of clones up from the volume that has the reference.
+    pub ancestor: u8,
     /// The object that holds it.
     pub object: MapObject,
     /// First byte within the object.
@@ -143,7 +149,8 @@ impl PageRef {
             offset: self.offset.into(),
             length: self.length.into(),
             crc: self.crc.into(),
-            _reserved: [0; 4],
+            ancestor: self.ancestor,
+            _reserved: [0; 3],
         }
     }
 
@@ -153,7 +160,14 @@ impl PageRef {
             return Err(FormatError::Field { format: FORMAT, field: "reference" });
         }
         let object = MapObject { epoch: Epoch(raw.epoch.get()), number: raw.number.get() };
-        Ok(Self { object, offset, length, crc: raw.crc.get() })
+        Ok(Self { ancestor: raw.ancestor, object, offset, length, crc: raw.crc.get() })
+    }
+
+    /// The same as seen from `generations` of clones further down; `None` past the 254th.
+    #[must_use]
+    pub fn seen_from(self, generations: u8) -> Option<Self> {
+        let ancestor = self.ancestor.checked_add(generations).filter(|&ancestor| ancestor < u8::MAX)?;
+        Some(Self { ancestor, ..self })
     }
 
     /// The bytes of the object that hold the page.
@@ -231,7 +245,7 @@ pub fn append_page(out: &mut Vec<u8>, object: MapObject, id: PageId, body: impl 
     let crc = crc32c(&out[start..]);
     header.crc = crc.into();
     out[start..start + HEADER_BYTES].copy_from_slice(header.as_bytes());
-    PageRef { object, offset: start as u32, length: length as u32, crc }
+    PageRef { ancestor: 0, object, offset: start as u32, length: length as u32, crc }
 }
 
 /// A page that was checked against its reference, or against itself.
@@ -265,7 +279,8 @@ impl<'a> Page<'a> {
             offset: header.offset,
             length: header.length,
             crc: header.crc,
-            _reserved: [0; 4],
+            ancestor: 0,
+            _reserved: [0; 3],
         };
         let at = PageRef::from_raw(&raw)?;
         let page = bytes.get(..at.length as usize).ok_or(short(at.length as usize))?;
@@ -299,10 +314,11 @@ impl<'a> Page<'a> {
         if page.id != id {
             return Err(field("identity"));
         }
-        if page.at != *at {
+        // A page knows its volume, not how far away its reader is.
+        if page.at != (PageRef { ancestor: 0, ..*at }) {
             return Err(field("place"));
         }
-        Ok(page)
+        Ok(Self { at: *at, ..page })
     }
 
     /// A page that [`Page::read`] has checked before and that only memory has held since.

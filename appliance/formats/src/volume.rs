@@ -1,6 +1,7 @@
-//! The identity of a volume in its namespace (object `volume`): what it is, written once when it is made.
+//! The identity of a volume in its namespace (object `volume`): what it is. Written when it is made, and again when a clone is
+//! flattened.
 
-use lamina_contract::{BlockSize, ScoSize, Timestamp, VolumeId, VolumeName, VolumeSpec};
+use lamina_contract::{BlockSize, Parent, ScoSize, SnapshotId, Timestamp, VolumeId, VolumeName, VolumeSpec};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -10,6 +11,7 @@ const FORMAT: &str = "volume identity";
 const MAGIC: u64 = u64::from_le_bytes(*b"LAMVOLU\0");
 const VERSION: u16 = 1;
 const FLAG_READ_ONLY: u8 = 1;
+const FLAG_CLONE: u8 = 2;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -25,7 +27,8 @@ struct RawVolume {
     block_size: U32,
     sco_size: U32,
     name: [u8; 64],
-    _reserved: [u8; 16],
+    parent_volume: U64,
+    parent_snapshot: U64,
 }
 const _: () = assert!(size_of::<RawVolume>() == 128);
 
@@ -38,6 +41,8 @@ pub struct VolumeIdentity {
     pub spec: VolumeSpec,
     /// When.
     pub created: Timestamp,
+    /// What it was made from, until it is flattened.
+    pub parent: Option<Parent>,
 }
 
 impl VolumeIdentity {
@@ -50,7 +55,7 @@ impl VolumeIdentity {
         let mut raw = RawVolume {
             magic: MAGIC.into(),
             version: VERSION.into(),
-            flags: if self.spec.read_only { FLAG_READ_ONLY } else { 0 },
+            flags: (if self.spec.read_only { FLAG_READ_ONLY } else { 0 }) | (if self.parent.is_some() { FLAG_CLONE } else { 0 }),
             // A name has at most 63 bytes.
             name_len: text.len() as u8,
             crc: 0.into(),
@@ -60,7 +65,8 @@ impl VolumeIdentity {
             block_size: self.spec.block_size.get().into(),
             sco_size: self.spec.sco_size.get().into(),
             name,
-            _reserved: [0; 16],
+            parent_volume: self.parent.map_or(0, |parent| parent.volume.0).into(),
+            parent_snapshot: self.parent.map_or(0, |parent| parent.snapshot.0).into(),
         };
         raw.crc = crc32c(raw.as_bytes()).into();
         raw.as_bytes().to_vec()
@@ -97,6 +103,10 @@ impl VolumeIdentity {
                 read_only: raw.flags & FLAG_READ_ONLY != 0,
             },
             created: Timestamp(raw.created_ms.get()),
+            parent: (raw.flags & FLAG_CLONE != 0).then_some(Parent {
+                volume: VolumeId(raw.parent_volume.get()),
+                snapshot: SnapshotId(raw.parent_snapshot.get()),
+            }),
         })
     }
 }

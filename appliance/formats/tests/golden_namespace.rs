@@ -1,10 +1,12 @@
-//! Golden bytes of a volume's namespace (SCO, TLog, manifest, identity): healthy ones read for ever, damaged ones are refused.
+//! Golden bytes of a volume's namespace (SCO, TLog, manifest, catalog, identity): healthy ones read for ever, damaged ones are refused.
 
 use lamina_contract::{
-    BlockAddress, BlockSize, Epoch, Fingerprint, Generation, Location, ScoNumber, ScoSize, Timestamp, TlogNumber, VolumeId,
-    VolumeName, VolumeSpec,
+    BlockAddress, BlockSize, Epoch, Fingerprint, Generation, Labels, Location, Parent, ScoNumber, ScoSize, SnapshotId, SnapshotName,
+    SnapshotNote, Timestamp, TlogNumber, VolumeId, VolumeName, VolumeSpec,
 };
-use lamina_formats::manifest::{Manifest, Term};
+use lamina_formats::catalog::{Catalog, PastRoot, StoredSnapshot};
+use lamina_formats::manifest::{CatalogRef, Manifest, Term};
+use lamina_formats::map::MapRoot;
 use lamina_formats::sco::{self, ScoBlock, ScoIdentity};
 use lamina_formats::tlog::{self, TlogEntry, TlogIdentity, TlogOp};
 use lamina_formats::volume::VolumeIdentity;
@@ -133,16 +135,17 @@ fn manifest() -> Manifest {
         data_blocks: 70_000,
         reference_blocks: 1234,
         map_root: (0..32).collect(),
+        catalog: Some(CatalogRef { generation: Generation(11), epoch: Epoch(3), crc: 0x1234_5678, bytes: 555 }),
         sco_terms: vec![Term { epoch: Epoch(1), first: 1 }, Term { epoch: Epoch(3), first: 60 }],
         tlog_terms: vec![Term { epoch: Epoch(1), first: 1 }],
     }
 }
 
 const MANIFEST: &str = "
-    4c414d4d414e490001002000968af19a0df0fecacefaedfe0c00000000000000030000000000000000a8da769b01000000000080020000004d00000000000000
-    0800000000000000050000000000000004000000000000007011010000000000d204000000000000020000000100000000000000000000000000000000000000
-    000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f0100000000000000010000000000000003000000000000003c00000000000000
-    01000000000000000100000000000000";
+    4c414d4d414e490001002000f3a373bd0df0fecacefaedfe0c00000000000000030000000000000000a8da769b01000000000080020000004d00000000000000
+    0800000000000000050000000000000004000000000000007011010000000000d20400000000000002000000010000000b000000000000000300000000000000
+    785634122b0200000000000000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f01000000000000000100000000000000
+    03000000000000003c0000000000000001000000000000000100000000000000";
 
 #[test]
 fn a_golden_manifest_is_written_and_read_for_ever() {
@@ -166,12 +169,13 @@ fn identity() -> VolumeIdentity {
             read_only: true,
         },
         created: TIME,
+        parent: Some(Parent { volume: VolumeId(0xabc), snapshot: SnapshotId(0xdef) }),
     }
 }
 
 const IDENTITY: &str = "
-    4c414d564f4c5500010001061897a7dd0df0fecacefaedfe000000800200000000a8da769b01000000200000000040007765622d303100000000000000000000
-    00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000";
+    4c414d564f4c550001000306e39a2d790df0fecacefaedfe000000800200000000a8da769b01000000200000000040007765622d303100000000000000000000
+    000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000bc0a000000000000ef0d000000000000";
 
 #[test]
 fn a_golden_volume_identity_is_written_and_read_for_ever() {
@@ -182,6 +186,77 @@ fn a_golden_volume_identity_is_written_and_read_for_ever() {
 #[test]
 fn every_flipped_bit_of_a_volume_identity_is_refused() {
     assert_covered(&unhex(IDENTITY), VolumeIdentity::decode);
+}
+
+fn catalog() -> Catalog {
+    let root = |byte: u8| {
+        let mut raw = [0; 32];
+        raw[0] = byte;
+        raw[20] = 200;
+        MapRoot::from_bytes(&raw).expect("a reference")
+    };
+    let note = SnapshotNote {
+        id: SnapshotId(0x0123_4567_89ab_cdef),
+        name: SnapshotName::new("daily-1").expect("a name"),
+        created: TIME,
+        size_bytes: 10 << 30,
+        labels: Labels::from([("tier".to_owned(), "größer".to_owned()), ("x".to_owned(), String::new())]),
+        description: "before the upgrade".to_owned(),
+        pinned: true,
+        automatic: false,
+    };
+    let empty = SnapshotNote {
+        id: SnapshotId(2),
+        name: SnapshotName::new("e").expect("a name"),
+        labels: Labels::new(),
+        description: String::new(),
+        pinned: false,
+        automatic: true,
+        ..note.clone()
+    };
+    Catalog {
+        volume: VOLUME,
+        generation: Generation(11),
+        epoch: Epoch(3),
+        snapshots: vec![
+            StoredSnapshot { note, last_sco: ScoNumber(70), last_tlog: TlogNumber(7), map_root: Some(root(9)) },
+            StoredSnapshot { note: empty, last_sco: ScoNumber(71), last_tlog: TlogNumber(8), map_root: None },
+        ],
+        past: vec![PastRoot { time: TIME, tlog: TlogNumber(5), size_bytes: 8 << 30, map_root: Some(root(4)) }],
+    }
+}
+
+const CATALOG: &str = "
+    4c414d4341544c0001000000feea1d600df0fecacefaedfe0b000000000000000300000000000000020000000100000000000000000000000000000000000000
+    efcdab896745230100a8da769b0100000000008002000000460000000000000007000000000000000900000000000000000000000000000000000000c8000000
+    00000000000000000507020012000000000000000000000000000000000000006461696c792d316265666f726520746865207570677261646504087469657267
+    72c3b6c39f6572010078020000000000000000a8da769b0100000000008002000000470000000000000008000000000000000000000000000000000000000000
+    0000000000000000000000000000000000000201000000000000000000000000000000000000000000006500a8da769b01000005000000000000000000000002
+    0000000400000000000000000000000000000000000000c800000000000000000000000400000000000000";
+
+#[test]
+fn a_golden_catalog_is_written_and_read_for_ever() {
+    let (bytes, crc) = catalog().encode();
+    assert_eq!(hex(&bytes), hex(&unhex(CATALOG)));
+    assert_eq!(Catalog::decode(&unhex(CATALOG)), Ok((catalog(), crc)));
+}
+
+#[test]
+fn every_flipped_bit_of_a_catalog_is_refused() {
+    assert_covered(&unhex(CATALOG), Catalog::decode);
+    assert!(Catalog::decode(&[unhex(CATALOG), vec![0; 64]].concat()).is_err(), "more than it says");
+}
+
+#[test]
+fn a_catalog_that_claims_more_than_it_has_is_refused_without_memory_for_it() {
+    for (at, what) in [(40, "snapshots"), (44, "moments")] {
+        let mut bytes = unhex(CATALOG);
+        bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        bytes[12..16].fill(0);
+        let crc = crc32c(&bytes);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        assert!(matches!(Catalog::decode(&bytes), Err(FormatError::Short { .. } | FormatError::Field { .. })), "{what}");
+    }
 }
 
 /// Fields that make no sense are refused even when the checksum holds.
@@ -246,6 +321,12 @@ proptest! {
             data_blocks,
             reference_blocks: references,
             map_root,
+            catalog: (generation > 1).then_some(CatalogRef {
+                generation: Generation(generation - 1),
+                epoch: Epoch(epoch),
+                crc: id as u32,
+                bytes: time as u32,
+            }),
             sco_terms: scos.to_vec(),
             tlog_terms: tlogs.to_vec(),
         };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lamina_cluster::MemoryCoordination;
-use lamina_contract::{Coordination, CoordinationError, Epoch, Generation, Ownership, VolumeId, VolumeRecord};
+use lamina_contract::{Coordination, CoordinationError, Epoch, Generation, Ownership, RecordChange, VolumeId, VolumeRecord};
 
 use crate::log::{Event, Log};
 
@@ -15,17 +15,10 @@ pub struct SimRegistry {
 
 impl SimRegistry {
     /// A registry that holds `records`.
-    ///
-    /// # Panics
-    /// When `records` never came from a registry.
     #[must_use]
     pub fn over(records: &[VolumeRecord], log: Log) -> Self {
         let rules = MemoryCoordination::new();
-        // A name may be held by volumes that are being deleted and by a live one: the live one comes last.
-        for record in records.iter().filter(|r| r.deleting).chain(records.iter().filter(|r| !r.deleting)) {
-            let created = rules.create(record);
-            assert!(created.is_ok(), "{record:?} does not fit its registry: {created:?}");
-        }
+        rules.restore(records);
         Self { rules, log }
     }
 
@@ -44,8 +37,8 @@ impl SimRegistry {
 }
 
 impl Coordination for SimRegistry {
-    fn create(&self, record: &VolumeRecord) -> Result<(), CoordinationError> {
-        self.noted(self.rules.create(record))
+    fn create_all(&self, records: &[VolumeRecord]) -> Result<(), CoordinationError> {
+        self.noted(self.rules.create_all(records))
     }
 
     fn list(&self) -> Result<Vec<VolumeRecord>, CoordinationError> {
@@ -66,6 +59,10 @@ impl Coordination for SimRegistry {
 
     fn adopt(&self, owner: Ownership, generation: Generation, manifest_epoch: Epoch) -> Result<(), CoordinationError> {
         self.noted(self.rules.adopt(owner, generation, manifest_epoch))
+    }
+
+    fn change(&self, changes: &[(Ownership, RecordChange)]) -> Result<(), CoordinationError> {
+        self.noted(self.rules.change(changes))
     }
 
     fn begin_delete(&self, volume: VolumeId) -> Result<(), CoordinationError> {

@@ -1,0 +1,437 @@
+//! Taking, changing and deleting snapshots, and going back to one.
+//!
+//! ```text
+//! taken:   append lock: close containers, end levels (all volumes at one barrier) → journal durable → promise in the registry → answer
+//! later:   `settle.rs` makes a snapshot of the store of it
+//! ```
+//! A crash before the promise is recorded leaves nothing; behind it, the journal's replay ends the level at the same container again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lamina_contract::snapshot::{MOST_DESCRIPTION, check_labels};
+use lamina_contract::{Cut, Labels, RecordChange, SnapshotId, SnapshotName, SnapshotNote, VolumeId, VolumeName};
+
+use crate::error::EngineError;
+use crate::failpoint;
+use crate::namespace::parse_map_key;
+use crate::node::Node;
+use crate::snapshots::Snapshot;
+use crate::view::View;
+use crate::volume::Volume;
+use futures::TryStreamExt;
+use object_store::ObjectStore;
+use std::collections::HashSet;
+
+/// Cuts of one volume that may wait for the store: each is a level that reads look through.
+const MOST_WAITING: usize = 16;
+/// How long a cut waits for earlier ones to be stored before it is refused.
+const WAITING_PATIENCE: Duration = Duration::from_secs(10);
+/// How often what waits is looked at.
+const POLL: Duration = Duration::from_millis(5);
+/// How long the store may take to store a snapshot that is to be changed or deleted.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
+/// Map objects that the head gave up after which somebody looks which of them snapshots still reach.
+const GIVEN_UP: usize = 64;
+
+/// What a snapshot is to be known as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotSpec {
+    /// Its name, unique in the volume.
+    pub name: SnapshotName,
+    /// For people and schedules.
+    pub labels: Labels,
+    /// For people.
+    pub description: String,
+    /// Must not be deleted until that is taken back.
+    pub pinned: bool,
+    /// Made by the appliance itself.
+    pub automatic: bool,
+}
+
+impl SnapshotSpec {
+    /// A plain one.
+    #[must_use]
+    pub fn named(name: SnapshotName) -> Self {
+        Self { name, labels: Labels::new(), description: String::new(), pinned: false, automatic: false }
+    }
+}
+
+/// What to change on a snapshot; None leaves it as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SnapshotChange {
+    /// All its labels.
+    pub labels: Option<Labels>,
+    /// Its description.
+    pub description: Option<String>,
+    /// Whether it must not be deleted.
+    pub pinned: Option<bool>,
+}
+
+impl Volume {
+    /// Its snapshots, oldest first.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.snapshots.list()
+    }
+
+    /// How many snapshots it has.
+    #[must_use]
+    pub fn snapshot_count(&self) -> usize {
+        self.snapshots.count()
+    }
+
+    /// A snapshot by its name.
+    #[must_use]
+    pub fn snapshot(&self, name: &SnapshotName) -> Option<Snapshot> {
+        self.snapshots.find(name)
+    }
+
+    /// The earliest moment that it can be taken back to; None when it keeps no past.
+    #[must_use]
+    pub fn past_begins(&self) -> Option<lamina_contract::Timestamp> {
+        self.snapshots.past_begins()
+    }
+
+    fn note(&self, spec: &SnapshotSpec) -> SnapshotNote {
+        SnapshotNote {
+            id: SnapshotId(rand::random()),
+            name: spec.name.clone(),
+            created: self.core.clock.wall(),
+            size_bytes: self.size_bytes(),
+            labels: spec.labels.clone(),
+            description: spec.description.clone(),
+            pinned: spec.pinned,
+            automatic: spec.automatic,
+        }
+    }
+
+    /// Ends the head's level. Under the append lock, so that nothing is accepted meanwhile.
+    fn cut(&self, note: SnapshotNote, rollback: Option<Arc<View>>) -> Arc<Cut> {
+        let mut layers = self.layers.write();
+        let after = layers.close_for_cut();
+        let cut = Arc::new(Cut { after, note, rollback: rollback.as_ref().map(|view| view.id) });
+        let view = Arc::new(View::of_levels(cut.note.id));
+        view.belongs_to(self.handle());
+        self.snapshots.add(cut.clone(), view.clone());
+        layers.cut(cut.clone(), view, rollback);
+        cut
+    }
+}
+
+impl Node {
+    /// Takes a snapshot of each volume, all at one moment: of two writes to any of them, the second of which began after the first was
+    /// answered, no snapshot has the second without the other having the first. Durable when this returns.
+    ///
+    /// # Errors
+    /// When a volume is not open or halted, a name is taken or a text too long, or the registry or the journal refuse. None is taken then.
+    pub async fn snapshot(&self, wanted: &[(VolumeId, SnapshotSpec)]) -> Result<Vec<Snapshot>, EngineError> {
+        let _change = self.changes.lock().await;
+        self.snapshot_locked(wanted).await
+    }
+
+    /// As [`Node::snapshot`], by the holder of the lock on changes.
+    pub(crate) async fn snapshot_locked(&self, wanted: &[(VolumeId, SnapshotSpec)]) -> Result<Vec<Snapshot>, EngineError> {
+        let mut volumes = Vec::with_capacity(wanted.len());
+        for (id, spec) in wanted {
+            let volume = self.volume(*id).ok_or(EngineError::Unknown { volume: *id })?;
+            check(&volume, spec)?;
+            volumes.push((volume, spec));
+        }
+        for (volume, _) in &volumes {
+            self.wait_for_room(volume).await?;
+        }
+        let cuts: Vec<(Arc<Volume>, Arc<Cut>)> = {
+            let _append = self.core.journal.lock();
+            let cut = |(volume, spec): (Arc<Volume>, &SnapshotSpec)| {
+                let cut = volume.cut(volume.note(spec), None);
+                (volume, cut)
+            };
+            volumes.into_iter().map(cut).collect()
+        };
+        failpoint::hit(failpoint::CUT_BEFORE_RECORD);
+        if let Err(error) = self.record(&cuts).await {
+            for (volume, cut) in &cuts {
+                volume.snapshots.take_back(cut.note.id);
+            }
+            return Err(error);
+        }
+        failpoint::hit(failpoint::CUT_RECORDED);
+        Ok(cuts.iter().map(|(_, cut)| Snapshot { note: cut.note.clone(), stored: false }).collect())
+    }
+
+    /// Makes what stands before cuts durable, and then the promise of them. After an error there is no promise of any; where that cannot
+    /// be made sure of, the volumes are halted, since a start would keep it.
+    async fn record(&self, cuts: &[(Arc<Volume>, Arc<Cut>)]) -> Result<(), EngineError> {
+        let core = self.core.clone();
+        let changes: Vec<_> =
+            cuts.iter().map(|(volume, cut)| (volume.ownership(), RecordChange::AddCut((**cut).clone()))).collect();
+        let recorded = self.core.run_heavy(move || {
+            core.journal.sync()?;
+            Ok::<_, EngineError>(core.coordination.change(&changes)?)
+        });
+        let recorded = recorded.await.unwrap_or(Err(EngineError::Interrupted));
+        self.core.work.notify_one();
+        let Err(error) = recorded else { return Ok(()) };
+        let mut promised = 0;
+        for (volume, cut) in cuts {
+            match self.core.coordination.get(volume.id()) {
+                Ok(record) => promised += usize::from(record.cuts.iter().any(|other| other.note.id == cut.note.id)),
+                Err(unknown) => {
+                    tracing::error!(volume = %volume.id(), error = &unknown as &dyn std::error::Error,
+                        "whether a cut was recorded cannot be found out; the volume is halted");
+                    volume.halt();
+                }
+            }
+        }
+        // All or none.
+        if promised == cuts.len() { Ok(()) } else { Err(error) }
+    }
+
+    async fn wait_for_room(&self, volume: &Volume) -> Result<(), EngineError> {
+        let waiting = || volume.layers.read().cuts();
+        let until = self.core.clock.monotonic_ms() + WAITING_PATIENCE.as_millis() as u64;
+        while waiting() >= MOST_WAITING {
+            if self.core.clock.monotonic_ms() >= until || self.is_manual() {
+                return Err(EngineError::TooManyWaiting { volume: volume.id(), waiting: waiting() });
+            }
+            self.core.work.notify_one();
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Takes a volume back to one of its snapshots. What it holds now stays as the automatic snapshot `discarded`. Whoever has the disk
+    /// open sees it change under its hands: that is for the caller to prevent.
+    ///
+    /// # Errors
+    /// As [`Node::snapshot`].
+    pub async fn rollback(&self, id: VolumeId, to: SnapshotId, discarded: SnapshotSpec) -> Result<Snapshot, EngineError> {
+        let _change = self.changes.lock().await;
+        let discarded = SnapshotSpec { automatic: true, ..discarded };
+        let mut all = self.rollback_locked(&[(id, to, discarded)]).await?;
+        all.pop().ok_or(EngineError::Unknown { volume: id })
+    }
+
+    /// The same for several volumes, all at one moment.
+    ///
+    /// # Errors
+    /// As [`Node::snapshot`].
+    pub async fn rollback_all(&self, wanted: &[(VolumeId, SnapshotId, SnapshotSpec)]) -> Result<Vec<Snapshot>, EngineError> {
+        let _change = self.changes.lock().await;
+        self.rollback_locked(wanted).await
+    }
+
+    pub(crate) async fn rollback_locked(
+        &self,
+        wanted: &[(VolumeId, SnapshotId, SnapshotSpec)],
+    ) -> Result<Vec<Snapshot>, EngineError> {
+        let mut targets = Vec::with_capacity(wanted.len());
+        for (id, to, spec) in wanted {
+            let volume = self.volume(*id).ok_or(EngineError::Unknown { volume: *id })?;
+            check(&volume, spec)?;
+            let view = volume.snapshots.view(*to, &volume.pages).await?;
+            let size = volume.snapshots.list().into_iter().find(|s| s.note.id == *to).map_or(volume.size_bytes(), |s| s.note.size_bytes);
+            self.wait_for_room(&volume).await?;
+            targets.push((volume, spec, view, size));
+        }
+        // Until it is decided where they go on, nothing is accepted; what is accepted then belongs to the state gone back to.
+        let paused = Paused::all(targets.iter().map(|(volume, ..)| volume.clone()));
+        let promised: Vec<(Arc<Volume>, Arc<Cut>)> = {
+            let _append = self.core.journal.lock();
+            let promise = |(volume, spec, view, _): &(Arc<Volume>, &SnapshotSpec, Arc<View>, u64)| {
+                let after = volume.layers.write().close_for_cut();
+                let note = SnapshotNote { automatic: true, ..volume.note(spec) };
+                (volume.clone(), Arc::new(Cut { after, note, rollback: Some(view.id) }))
+            };
+            targets.iter().map(promise).collect()
+        };
+        failpoint::hit(failpoint::CUT_BEFORE_RECORD);
+        self.record(&promised).await?;
+        failpoint::hit(failpoint::CUT_RECORDED);
+        {
+            let _append = self.core.journal.lock();
+            for ((volume, cut), (_, _, target, size)) in promised.iter().zip(&targets) {
+                let view = Arc::new(View::of_levels(cut.note.id));
+                view.belongs_to(volume.handle());
+                volume.snapshots.add(cut.clone(), view.clone());
+                volume.layers.write().cut(cut.clone(), view, Some(target.clone()));
+                volume.set_size(*size);
+            }
+        }
+        drop(paused);
+        self.core.work.notify_one();
+        Ok(promised.iter().map(|(_, cut)| Snapshot { note: cut.note.clone(), stored: false }).collect())
+    }
+
+    /// Changes what is said of a snapshot.
+    ///
+    /// # Errors
+    /// When it is not there, a text is too long, or the store does not take it in time.
+    pub async fn change_snapshot(&self, id: VolumeId, snapshot: SnapshotId, change: &SnapshotChange) -> Result<Snapshot, EngineError> {
+        let _change = self.changes.lock().await;
+        let volume = self.volume(id).ok_or(EngineError::Unknown { volume: id })?;
+        if let Some(labels) = &change.labels {
+            check_labels(labels)?;
+        }
+        if let Some(description) = &change.description {
+            check_description(description)?;
+        }
+        self.wait_until_stored(&volume, snapshot).await?;
+        let changed = volume.change_catalog(|stored| {
+            let note = stored.iter_mut().find(|s| s.note.id == snapshot).map(|s| &mut s.note);
+            if let Some(note) = note {
+                note.labels = change.labels.clone().unwrap_or_else(|| std::mem::take(&mut note.labels));
+                note.description = change.description.clone().unwrap_or_else(|| std::mem::take(&mut note.description));
+                note.pinned = change.pinned.unwrap_or(note.pinned);
+            }
+        });
+        changed.await?;
+        let stored = volume.snapshots.stored_one(snapshot).ok_or(EngineError::NoSnapshot { volume: id, snapshot })?;
+        Ok(Snapshot { note: stored.note, stored: true })
+    }
+
+    /// Deletes a snapshot. Its blocks that nothing else has are freed later.
+    ///
+    /// # Errors
+    /// When it is not there, pinned or has clones, or the store does not take the new catalog in time.
+    pub async fn delete_snapshot(&self, id: VolumeId, snapshot: SnapshotId) -> Result<(), EngineError> {
+        let _change = self.changes.lock().await;
+        let volume = self.volume(id).ok_or(EngineError::Unknown { volume: id })?;
+        let found = volume.snapshots.list().into_iter().find(|s| s.note.id == snapshot);
+        let found = found.ok_or(EngineError::NoSnapshot { volume: id, snapshot })?;
+        if found.note.pinned {
+            return Err(EngineError::Pinned { name: found.note.name });
+        }
+        let clones = self.clones_of(id, Some(snapshot))?;
+        if !clones.is_empty() {
+            return Err(EngineError::SnapshotHasClones { name: found.note.name, clones });
+        }
+        self.wait_until_stored(&volume, snapshot).await?;
+        volume.change_catalog(|stored| stored.retain(|s| s.note.id != snapshot)).await?;
+        let mut state = volume.behind.state.lock().await;
+        volume.collect_pages(&mut state).await
+    }
+
+    /// The names of clones of a volume, or of one of its snapshots.
+    ///
+    /// # Errors
+    /// When the registry cannot be read.
+    pub fn clones_of(&self, id: VolumeId, snapshot: Option<SnapshotId>) -> Result<Vec<VolumeName>, EngineError> {
+        let is_clone = |parent: lamina_contract::Parent| parent.volume == id && snapshot.is_none_or(|s| s == parent.snapshot);
+        let records = self.core.coordination.list()?;
+        let clones = records.into_iter().filter(|record| !record.deleting && record.parent.is_some_and(is_clone));
+        Ok(clones.map(|record| record.spec.name).collect())
+    }
+
+    /// Waits until a snapshot is in a catalog, and no cut that waits goes back to it.
+    pub(crate) async fn wait_until_stored(&self, volume: &Arc<Volume>, snapshot: SnapshotId) -> Result<(), EngineError> {
+        let until = self.core.clock.monotonic_ms() + STORE_PATIENCE.as_millis() as u64;
+        loop {
+            if volume.is_halted() {
+                return Err(EngineError::Halted { volume: volume.id() });
+            }
+            let stored = volume.snapshots.stored_one(snapshot).is_some();
+            if stored && !volume.snapshots.waits_for(snapshot) {
+                return Ok(());
+            }
+            if !volume.snapshots.list().iter().any(|s| s.note.id == snapshot) {
+                return Err(EngineError::NoSnapshot { volume: volume.id(), snapshot });
+            }
+            if self.is_manual() {
+                self.step(false).await?;
+            } else if self.core.clock.monotonic_ms() >= until {
+                return Err(EngineError::TooManyWaiting { volume: volume.id(), waiting: volume.layers.read().cuts() });
+            } else {
+                self.core.work.notify_one();
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+}
+
+impl Volume {
+    /// Decides a manifest with a changed catalog.
+    pub(crate) async fn change_catalog(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Vec<lamina_formats::catalog::StoredSnapshot>),
+    ) -> Result<(), EngineError> {
+        let mut state = self.behind.state.lock().await;
+        let mut stored = self.snapshots.stored();
+        change(&mut stored);
+        let past = self.snapshots.past();
+        let mut next = state.manifest.clone();
+        let halted = |_| EngineError::Halted { volume: self.id() };
+        self.put_catalog(&mut state, &mut next, &stored, &past).await.map_err(halted)?;
+        self.decide(&mut state, next).await.map_err(halted)?;
+        self.snapshots.decided(stored, past);
+        Ok(())
+    }
+
+    /// Finds map objects that no root reaches any more and has them deleted once no kept manifest does either.
+    pub(crate) async fn collect_pages(self: &Arc<Self>, state: &mut crate::behind::State) -> Result<(), EngineError> {
+        let mut live: HashSet<(lamina_contract::Epoch, u64)> = HashSet::new();
+        let mut reach = |objects: &std::collections::BTreeMap<lamina_formats::map::MapObject, (u64, u64)>| {
+            live.extend(objects.keys().map(|object| (object.epoch, object.number)));
+        };
+        reach(&self.pages.state().objects);
+        let stored = self.snapshots.stored();
+        let past = self.snapshots.past();
+        for root in stored.iter().map(|s| s.map_root).chain(past.iter().map(|p| p.map_root)) {
+            reach(&self.pages.load_root(root).await?.objects);
+        }
+        let prefix = self.namespace().maps();
+        let listed: Result<Vec<_>, _> = self.core.store.list(Some(&prefix)).try_collect().await;
+        let listed = listed.map_err(|source| EngineError::Store { doing: "listing", object: prefix, source })?;
+        let since = state.manifest.generation;
+        let waiting: HashSet<_> = state.dead.iter().map(|(_, key)| key.clone()).collect();
+        let keys = listed.into_iter().map(|meta| meta.location).filter(|key| !waiting.contains(key));
+        state.dead.extend(keys.filter(|key| parse_map_key(key).is_some_and(|object| !live.contains(&object))).map(|key| (since, key)));
+        state.given_up = 0;
+        Ok(())
+    }
+
+    /// Looks for map objects to delete when the head gave up many that snapshots may have reached.
+    pub(crate) async fn collect_if_due(self: &Arc<Self>, state: &mut crate::behind::State) {
+        if state.given_up >= GIVEN_UP
+            && let Err(error) = self.collect_pages(state).await
+        {
+            // Space only; another round looks again.
+            state.given_up = 0;
+            tracing::debug!(volume = %self.id(), error = &error as &dyn std::error::Error, "map objects were not looked through");
+        }
+    }
+}
+
+fn check(volume: &Volume, spec: &SnapshotSpec) -> Result<(), EngineError> {
+    if volume.is_halted() {
+        return Err(EngineError::Halted { volume: volume.id() });
+    }
+    check_labels(&spec.labels)?;
+    check_description(&spec.description)?;
+    match volume.snapshot(&spec.name) {
+        Some(_) => Err(EngineError::SnapshotExists { name: spec.name.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn check_description(text: &str) -> Result<(), EngineError> {
+    if text.len() <= MOST_DESCRIPTION { Ok(()) } else { Err(EngineError::LongDescription { bytes: text.len() }) }
+}
+
+/// Volumes whose changes wait, until this is dropped.
+pub(crate) struct Paused(Vec<Arc<Volume>>);
+
+impl Paused {
+    pub(crate) fn all(volumes: impl Iterator<Item = Arc<Volume>>) -> Self {
+        let volumes: Vec<_> = volumes.collect();
+        volumes.iter().for_each(|volume| volume.pause(true));
+        Self(volumes)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|volume| volume.pause(false));
+    }
+}
