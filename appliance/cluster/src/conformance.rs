@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::thread;
 
 use lamina_contract::{
-    BlockSize, Coordination, CoordinationError, Cut, Epoch, Generation, Labels, Parent, RecordChange, ScoNumber, ScoSize, SnapshotId,
-    SnapshotName, SnapshotNote, Timestamp, VolumeId, VolumeName, VolumeRecord, VolumeSettings, VolumeSpec,
+    BlockSize, Coordination, CoordinationError, Cut, Epoch, Generation, Labels, Parent, RecordChange, ScoNumber, ScoSize,
+    SnapshotId, SnapshotName, SnapshotNote, Timestamp, VolumeId, VolumeName, VolumeRecord, VolumeSettings, VolumeSpec,
 };
 
 /// A record as `create` is given it.
@@ -51,9 +51,8 @@ fn names_are_unique_and_freed_by_deletion(registry: &dyn Coordination) {
 }
 
 fn a_clone_holds_its_parent(registry: &dyn Coordination) {
-    let clone = |id, name| {
-        VolumeRecord { parent: Some(Parent { volume: VolumeId(1), snapshot: SnapshotId(7) }), ..record(id, name) }
-    };
+    let clone =
+        |id, name| VolumeRecord { parent: Some(Parent { volume: VolumeId(1), snapshot: SnapshotId(7) }), ..record(id, name) };
     assert!(matches!(registry.create(&clone(2, "two")), Err(CoordinationError::Unknown { .. })), "its parent is not there");
     registry.create(&record(1, "one")).expect("free");
     registry.create_all(&[clone(2, "two"), clone(3, "three")]).expect("free");

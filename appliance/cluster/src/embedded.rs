@@ -11,7 +11,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lamina_contract::{Coordination, CoordinationError, Epoch, Generation, Ownership, RecordChange, UnitError, VolumeId, VolumeRecord};
+use lamina_contract::{
+    Coordination, CoordinationError, Epoch, Generation, Ownership, RecordChange, UnitError, VolumeId, VolumeRecord,
+};
 use parking_lot::Mutex;
 
 use crate::registry::{Change, Registry, RuleError};

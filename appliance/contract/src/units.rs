@@ -34,7 +34,9 @@ pub enum UnitError {
         text: String,
     },
     /// A label with a key or value that is not allowed, or too many of them.
-    #[error("label '{key}': at most 64, keys of 1 to 63 characters out of a-z, 0-9 and './-_', values of up to 255 bytes in one line")]
+    #[error(
+        "label '{key}': at most 64, keys of 1 to 63 characters out of a-z, 0-9 and './-_', values of up to 255 bytes in one line"
+    )]
     Label {
         /// The refused key.
         key: String,

@@ -94,6 +94,34 @@ impl CheckpointedMap {
         next_object: u64,
         key: Key<'_>,
     ) -> Result<CheckpointOutcome, MapError> {
+        let (outcome, state) = self.make(self.state(), delta, epoch, next_object, key).await?;
+        *self.prepared.lock() = Some(Arc::new(state));
+        Ok(outcome)
+    }
+
+    /// Writes the map under `old` with `delta` laid over it, for a snapshot: lookups go on as they were.
+    ///
+    /// # Errors
+    /// As [`CheckpointedMap::checkpoint`].
+    pub(crate) async fn branch(
+        &self,
+        old: Arc<RootState>,
+        delta: &Delta<Mapped>,
+        epoch: Epoch,
+        next_object: u64,
+        key: Key<'_>,
+    ) -> Result<CheckpointOutcome, MapError> {
+        Ok(self.make(old, delta, epoch, next_object, key).await?.0)
+    }
+
+    async fn make(
+        &self,
+        old: Arc<RootState>,
+        delta: &Delta<Mapped>,
+        epoch: Epoch,
+        next_object: u64,
+        key: Key<'_>,
+    ) -> Result<(CheckpointOutcome, RootState), MapError> {
         let _one = self.cache.checkpointing().lock().await;
         let first = {
             let mut attempts = self.attempts.lock();
@@ -101,7 +129,6 @@ impl CheckpointedMap {
             attempts.next
         };
         *self.prepared.lock() = None;
-        let old = self.state();
         let mut making = Making {
             map: self,
             output: Output::new(self, epoch, first, key),
@@ -125,9 +152,8 @@ impl CheckpointedMap {
                 let name = |object: &MapObject| (object.epoch, object.number);
                 let unreached = old.objects.keys().filter(|object| !objects.contains_key(object));
                 let dead = unreached.map(name).chain(attempts.abandoned.drain(..).map(|object| name(&object))).collect();
-                *self.prepared.lock() = Some(Arc::new(state));
                 let written = output.used.iter().map(name).collect();
-                Ok(CheckpointOutcome { root, next_object: output.next, written, dead, bytes: output.bytes })
+                Ok((CheckpointOutcome { root, next_object: output.next, written, dead, bytes: output.bytes }, state))
             }
             Err(error) => {
                 attempts.abandoned.extend(output.used);
@@ -380,7 +406,8 @@ impl Making<'_> {
         let (at, page) = self.output.append(id, |out| leaf_body(out, &blocks)).await?;
         self.blocks = blocks;
         // Who was in memory is wanted; others must not push those out.
-        if before.is_some_and(|before| self.map.id(PageKind::Leaf, leaf.0, &before).is_ok_and(|id| self.map.cache.has(id, &before))) {
+        if before.is_some_and(|before| self.map.id(PageKind::Leaf, leaf.0, &before).is_ok_and(|id| self.map.cache.has(id, &before)))
+        {
             self.map.cache.keep(id, &at, &page);
         }
         self.take_in(&at);
@@ -434,7 +461,8 @@ impl Making<'_> {
     /// The old root reached this page, the new one does not. What belongs to an ancestor is not this volume's to count.
     fn give_up(&mut self, at: &PageRef) {
         if at.ancestor == 0
-            && let Some((live, _)) = self.objects.get_mut(&at.object) {
+            && let Some((live, _)) = self.objects.get_mut(&at.object)
+        {
             *live = live.saturating_sub(u64::from(at.length));
         }
     }

@@ -70,8 +70,7 @@ impl Node {
         let records: Vec<VolumeRecord> = clones
             .iter()
             .map(|clone| {
-                let spec =
-                    VolumeSpec { name: clone.name.clone(), size_bytes: note.size_bytes, read_only: false, ..volume.spec() };
+                let spec = VolumeSpec { name: clone.name.clone(), size_bytes: note.size_bytes, read_only: false, ..volume.spec() };
                 let mut record = VolumeRecord::new(VolumeId(rand::random()), spec, created);
                 record.epoch = Epoch(1);
                 record.parent = Some(Parent { volume: parent, snapshot });

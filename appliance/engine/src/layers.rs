@@ -97,6 +97,16 @@ impl From<Mapped> for Source {
     }
 }
 
+/// Applies one TLog entry to a map's changes.
+pub(crate) fn replayed(changes: &mut Delta<Mapped>, entry: &TlogEntry) {
+    match entry.op {
+        TlogOp::Data { location, fingerprint } | TlogOp::Reference { location, fingerprint } => {
+            changes.set(entry.block, Mapped::At { location, fingerprint });
+        }
+        TlogOp::Zero { count } | TlogOp::Trim { count } => changes.set_range(entry.block, u64::from(count), Mapped::Zero),
+    }
+}
+
 /// What shows where a level says nothing.
 #[derive(Clone)]
 pub(crate) enum Base {
@@ -198,6 +208,12 @@ impl Layers {
     /// What the oldest level stands on.
     pub(crate) fn base(&self) -> &Base {
         &self.oldest().base
+    }
+
+    /// What all levels stand on.
+    pub(crate) fn views(&self) -> Vec<Base> {
+        let levels = self.ended.iter().chain(std::iter::once(&self.head));
+        levels.map(|level| level.base.clone()).filter(|base| matches!(base, Base::View { .. })).collect()
     }
 
     /// The pages know what the oldest level stood on.
@@ -336,16 +352,7 @@ impl Layers {
     /// Applies committed TLog entries to the oldest level.
     pub(crate) fn replay(&mut self, tlog: &[TlogEntry]) {
         let stored = &mut self.oldest_mut().stored;
-        for entry in tlog {
-            match entry.op {
-                TlogOp::Data { location, fingerprint } | TlogOp::Reference { location, fingerprint } => {
-                    stored.set(entry.block, Mapped::At { location, fingerprint });
-                }
-                TlogOp::Zero { count } | TlogOp::Trim { count } => {
-                    stored.set_range(entry.block, u64::from(count), Mapped::Zero);
-                }
-            }
-        }
+        tlog.iter().for_each(|entry| replayed(stored, entry));
     }
 
     /// Bytes that the oldest level's `stored` takes in memory: what a checkpoint would free.

@@ -249,7 +249,8 @@ impl CheckpointedMap {
             let id = self.id(PageKind::Directory, *number, &directory)?;
             let bytes = self.load(id, &directory).await?;
             let leaves = self.known(&bytes, id, &directory)?;
-            let found = leaves.leaves().map(|(index, _)| number * u64::from(FANOUT) + u64::from(index)).find(|leaf| *leaf >= from.0);
+            let found =
+                leaves.leaves().map(|(index, _)| number * u64::from(FANOUT) + u64::from(index)).find(|leaf| *leaf >= from.0);
             if let Some(leaf) = found {
                 return Ok((leaf < end.0).then_some(LeafNumber(leaf)));
             }
@@ -320,12 +321,7 @@ impl CheckpointedMap {
     }
 
     /// A leaf's page; `None` when the root does not reach one.
-    async fn leaf(
-        &self,
-        state: &RootState,
-        generations: u8,
-        leaf: LeafNumber,
-    ) -> Result<Option<(PageRef, Arc<[u8]>)>, MapError> {
+    async fn leaf(&self, state: &RootState, generations: u8, leaf: LeafNumber) -> Result<Option<(PageRef, Arc<[u8]>)>, MapError> {
         let number = directory_of(leaf);
         let Some(directory) = state.directory(number, generations).ok_or_else(|| self.too_far())? else { return Ok(None) };
         let id = self.id(PageKind::Directory, number, &directory)?;

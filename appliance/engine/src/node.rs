@@ -45,7 +45,7 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 /// How often held-back writes are looked at.
 const PARKED_TICK: Duration = Duration::from_millis(2);
 /// Largest volume: what 2^36 blocks of 4 KiB hold.
-const LARGEST_VOLUME: u64 = 256 << 40;
+pub(crate) const LARGEST_VOLUME: u64 = 256 << 40;
 
 /// Who works behind the guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

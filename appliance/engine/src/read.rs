@@ -441,6 +441,11 @@ impl Volume {
     /// The whole of one block, for a change of a part of it.
     pub(crate) async fn block_bytes(self: &Arc<Self>, block: BlockAddress) -> Result<Bytes, IoError> {
         let source = self.located(block).await?;
+        self.bytes_of(source).await
+    }
+
+    /// The bytes of a block that is there.
+    pub(crate) async fn bytes_of(self: &Arc<Self>, source: Source) -> Result<Bytes, IoError> {
         let blocks = self.load_run(&[source]).await?;
         blocks.into_iter().next().ok_or(IoError::Io)
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use lamina_contract::{
-    Coordination, CoordinationError, Cut, Epoch, Generation, Ownership, Parent, ScoNumber, Timestamp, TlogNumber, VolumeId, VolumeName,
-    VolumeRecord, VolumeSpec,
+    Coordination, CoordinationError, Cut, Epoch, Generation, Ownership, Parent, ScoNumber, Timestamp, TlogNumber, VolumeId,
+    VolumeName, VolumeRecord, VolumeSpec,
 };
 use lamina_formats::FormatError;
 use lamina_formats::catalog::{Catalog, PastRoot, StoredSnapshot};
@@ -171,7 +171,11 @@ impl Sources {
     }
 
     /// Snapshots and past that belong with `manifest`.
-    async fn catalog(&self, namespace: Namespace, manifest: &Manifest) -> Result<(Vec<StoredSnapshot>, Vec<PastRoot>), EngineError> {
+    async fn catalog(
+        &self,
+        namespace: Namespace,
+        manifest: &Manifest,
+    ) -> Result<(Vec<StoredSnapshot>, Vec<PastRoot>), EngineError> {
         let Some(at) = manifest.catalog else { return Ok((Vec::new(), Vec::new())) };
         let key = namespace.catalog(at.epoch, at.generation);
         let bytes = self.get(&key).await?;
@@ -236,7 +240,12 @@ impl Sources {
         Ok(Root { manifest, tlogs, snapshots, past })
     }
 
-    async fn tlog(&self, namespace: Namespace, manifest: &Manifest, number: TlogNumber) -> Result<Vec<TlogEntry>, EngineError> {
+    pub(crate) async fn tlog(
+        &self,
+        namespace: Namespace,
+        manifest: &Manifest,
+        number: TlogNumber,
+    ) -> Result<Vec<TlogEntry>, EngineError> {
         let field = |object: &Path, field| EngineError::Format {
             object: object.clone(),
             source: FormatError::Field { format: "TLog", field },

@@ -20,7 +20,7 @@ use crate::write::{Accepted, Staging};
 const ROOM_POLL: Duration = Duration::from_millis(2);
 
 /// Gives a held range back, whatever happens to its holder.
-struct Held {
+pub(crate) struct Held {
     volume: Arc<Volume>,
     id: RangeId,
 }
@@ -59,6 +59,13 @@ impl Volume {
         if change.as_mut().now_or_never().is_none() {
             self.core.runtime.spawn(change);
         }
+    }
+
+    /// Keeps guests' writes from a range for as long as the result lives; None when somebody does so already.
+    pub(crate) fn try_hold(self: &Arc<Self>, range: RangeInclusive<BlockAddress>) -> Option<Held> {
+        let _append = self.core.journal.lock();
+        let mut ranges = self.ranges.lock();
+        (!ranges.blocks(&range)).then(|| Held { volume: self.clone(), id: ranges.hold(range) })
     }
 
     async fn read_modify_write(self: Arc<Self>, request: Request, range: RangeInclusive<BlockAddress>, held: Held) {

@@ -145,17 +145,18 @@ impl Volume {
             None => None,
         };
         stored.push(StoredSnapshot { note: cut.note.clone(), last_sco: cut.after, last_tlog: next.last_tlog, map_root });
-        let mut past = self.past_with(PastRoot {
-            time: cut.note.created,
-            tlog: next.last_tlog,
-            size_bytes: cut.note.size_bytes,
-            map_root,
-        });
+        let mut past =
+            self.past_with(PastRoot { time: cut.note.created, tlog: next.last_tlog, size_bytes: cut.note.size_bytes, map_root });
         if let Some((root, _)) = &target {
             next.map_root = root.map_or_else(Vec::new, |root| root.to_bytes().to_vec());
             if !past.is_empty() {
                 // From this moment on the volume goes on from there.
-                past.push(PastRoot { time: cut.note.created, tlog: next.last_tlog, size_bytes: self.size_bytes(), map_root: *root });
+                past.push(PastRoot {
+                    time: cut.note.created,
+                    tlog: next.last_tlog,
+                    size_bytes: self.size_bytes(),
+                    map_root: *root,
+                });
             }
         }
         if self.put_catalog(state, &mut next, &stored, &past).await.is_err() {

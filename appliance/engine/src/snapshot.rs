@@ -231,7 +231,8 @@ impl Node {
             let volume = self.volume(*id).ok_or(EngineError::Unknown { volume: *id })?;
             check(&volume, spec)?;
             let view = volume.snapshots.view(*to, &volume.pages).await?;
-            let size = volume.snapshots.list().into_iter().find(|s| s.note.id == *to).map_or(volume.size_bytes(), |s| s.note.size_bytes);
+            let size =
+                volume.snapshots.list().into_iter().find(|s| s.note.id == *to).map_or(volume.size_bytes(), |s| s.note.size_bytes);
             self.wait_for_room(&volume).await?;
             targets.push((volume, spec, view, size));
         }
@@ -268,7 +269,12 @@ impl Node {
     ///
     /// # Errors
     /// When it is not there, a text is too long, or the store does not take it in time.
-    pub async fn change_snapshot(&self, id: VolumeId, snapshot: SnapshotId, change: &SnapshotChange) -> Result<Snapshot, EngineError> {
+    pub async fn change_snapshot(
+        &self,
+        id: VolumeId,
+        snapshot: SnapshotId,
+        change: &SnapshotChange,
+    ) -> Result<Snapshot, EngineError> {
         let _change = self.changes.lock().await;
         let volume = self.volume(id).ok_or(EngineError::Unknown { volume: id })?;
         if let Some(labels) = &change.labels {
@@ -386,7 +392,9 @@ impl Volume {
         let since = state.manifest.generation;
         let waiting: HashSet<_> = state.dead.iter().map(|(_, key)| key.clone()).collect();
         let keys = listed.into_iter().map(|meta| meta.location).filter(|key| !waiting.contains(key));
-        state.dead.extend(keys.filter(|key| parse_map_key(key).is_some_and(|object| !live.contains(&object))).map(|key| (since, key)));
+        state
+            .dead
+            .extend(keys.filter(|key| parse_map_key(key).is_some_and(|object| !live.contains(&object))).map(|key| (since, key)));
         state.given_up = 0;
         Ok(())
     }
@@ -403,7 +411,7 @@ impl Volume {
     }
 }
 
-fn check(volume: &Volume, spec: &SnapshotSpec) -> Result<(), EngineError> {
+pub(crate) fn check(volume: &Volume, spec: &SnapshotSpec) -> Result<(), EngineError> {
     if volume.is_halted() {
         return Err(EngineError::Halted { volume: volume.id() });
     }

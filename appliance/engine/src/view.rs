@@ -69,6 +69,14 @@ impl View {
         }
     }
 
+    /// Whose levels show it, until it is in pages.
+    pub(crate) fn volume(&self) -> Option<Arc<Volume>> {
+        match &*self.place.read() {
+            Place::Levels(volume) => volume.upgrade(),
+            Place::Pages(_) => None,
+        }
+    }
+
     /// What `block` was.
     pub(crate) fn look(&self, block: BlockAddress) -> Looked {
         loop {

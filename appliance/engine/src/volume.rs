@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use lamina_contract::{
-    BlockDevice, BlockSize, Cut, DeviceGeometry, Epoch, IoError, Op, Ownership, Parent, Request, SECTOR_BYTES, SectorCount, VolumeId,
-    VolumeSettings, VolumeSpec,
+    BlockDevice, BlockSize, Cut, DeviceGeometry, Epoch, IoError, Op, Ownership, Parent, Request, SECTOR_BYTES, ScoNumber,
+    SectorCount, VolumeId, VolumeSettings, VolumeSpec,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -261,6 +261,12 @@ impl Volume {
         }
     }
 
+    /// The last container that is closed.
+    pub(crate) fn last_closed(&self) -> ScoNumber {
+        let layers = self.layers.read();
+        layers.closed.back().map_or_else(|| self.behind.stored_sco(), |container| container.number)
+    }
+
     pub(crate) fn handle(&self) -> Weak<Self> {
         self.this.clone()
     }
@@ -284,7 +290,12 @@ impl Volume {
                 if !self.core.throttle.admit(weight(front)) {
                     break;
                 }
-                batch.extend(parked.pop_front());
+                let Some(request) = parked.pop_front() else { break };
+                // It may have become smaller, or a template, meanwhile.
+                match self.refusal(&request) {
+                    Some(error) => request.transfer.answer(Err(error)),
+                    None => batch.push(request),
+                }
             }
         }
         if let Some(this) = self.this.upgrade() {

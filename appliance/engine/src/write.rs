@@ -287,15 +287,20 @@ impl Volume {
 
     /// As [`Volume::accept`], by the holder of the ranges and of the append lock.
     pub(crate) fn accept_locked(&self, append: &mut Append, staging: &Staging) -> Accepted {
+        if self.is_paused() && !staging.ops.is_empty() {
+            // Parked like what finds no room, and tried again when it goes on.
+            return Accepted::Full;
+        }
+        self.accept_anyway(append, staging)
+    }
+
+    /// As [`Volume::accept_locked`], also while the changes of guests wait.
+    pub(crate) fn accept_anyway(&self, append: &mut Append, staging: &Staging) -> Accepted {
         if staging.ops.is_empty() {
             return Accepted::Yes(0);
         }
         if self.is_halted() {
             return Accepted::Failed;
-        }
-        if self.is_paused() {
-            // Parked like what finds no room, and tried again when it goes on.
-            return Accepted::Full;
         }
         let journal = &self.core.journal;
         match journal.reserve(append, staging.ops.len(), staging.data.len()) {

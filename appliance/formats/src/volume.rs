@@ -103,10 +103,8 @@ impl VolumeIdentity {
                 read_only: raw.flags & FLAG_READ_ONLY != 0,
             },
             created: Timestamp(raw.created_ms.get()),
-            parent: (raw.flags & FLAG_CLONE != 0).then_some(Parent {
-                volume: VolumeId(raw.parent_volume.get()),
-                snapshot: SnapshotId(raw.parent_snapshot.get()),
-            }),
+            parent: (raw.flags & FLAG_CLONE != 0)
+                .then_some(Parent { volume: VolumeId(raw.parent_volume.get()), snapshot: SnapshotId(raw.parent_snapshot.get()) }),
         })
     }
 }

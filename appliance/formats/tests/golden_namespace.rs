@@ -1,8 +1,8 @@
 //! Golden bytes of a volume's namespace (SCO, TLog, manifest, catalog, identity): healthy ones read for ever, damaged ones are refused.
 
 use lamina_contract::{
-    BlockAddress, BlockSize, Epoch, Fingerprint, Generation, Labels, Location, Parent, ScoNumber, ScoSize, SnapshotId, SnapshotName,
-    SnapshotNote, Timestamp, TlogNumber, VolumeId, VolumeName, VolumeSpec,
+    BlockAddress, BlockSize, Epoch, Fingerprint, Generation, Labels, Location, Parent, ScoNumber, ScoSize, SnapshotId,
+    SnapshotName, SnapshotNote, Timestamp, TlogNumber, VolumeId, VolumeName, VolumeSpec,
 };
 use lamina_formats::catalog::{Catalog, PastRoot, StoredSnapshot};
 use lamina_formats::manifest::{CatalogRef, Manifest, Term};

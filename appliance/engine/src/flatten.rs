@@ -1,0 +1,205 @@
+//! Flattening: a clone takes over the blocks of its ancestors until it needs them no more.
+//!
+//! Blocks are written anew by the ordinary write path, each under a hold on its range, so a guest may go on. When neither pages nor
+//! locations name an ancestor, the identity in the store says so first and the registry then: a crash in between leaves a dependency
+//! that is not needed, and a second flattening finds nothing to do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lamina_contract::{BlockAddress, Location, RecordChange, VolumeId};
+use lamina_formats::map::{Page, PageKind};
+
+use crate::error::EngineError;
+use crate::failpoint;
+use crate::layers::Source;
+use crate::node::Node;
+use crate::volume::Volume;
+use crate::write::{Accepted, Staging};
+
+/// Blocks that are held and copied at a time.
+const RUN: u64 = 64;
+/// Runs of blocks that are looked up at a time.
+const EXTENTS: usize = 256;
+/// How long to wait before the journal is asked for room again.
+const ROOM_POLL: Duration = Duration::from_millis(5);
+/// How often the whole is gone through: a guest that rolls back meanwhile brings its parent's blocks in again.
+const ROUNDS: usize = 3;
+
+impl Node {
+    /// Makes a clone independent of its parent. `progress` is told blocks done and blocks in all; when `cancel` is set it stops and may be
+    /// begun again later.
+    ///
+    /// # Errors
+    /// When the volume is not there or has snapshots, blocks cannot be read, or the store or registry refuse.
+    pub async fn flatten(
+        self: &Arc<Self>,
+        id: VolumeId,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
+        cancel: &AtomicBool,
+    ) -> Result<(), EngineError> {
+        let volume = self.volume(id).ok_or(EngineError::Unknown { volume: id })?;
+        for _ in 0..ROUNDS {
+            if volume.parent().is_none() {
+                return Ok(());
+            }
+            refuse_snapshots(&volume)?;
+            volume.take_over_blocks(progress, cancel).await?;
+            self.store_all(&volume).await?;
+            let _change = self.changes.lock().await;
+            refuse_snapshots(&volume)?;
+            if volume.needs_parent().await? {
+                continue;
+            }
+            return self.forget_parent(&volume).await;
+        }
+        Err(EngineError::Cancelled)
+    }
+
+    async fn forget_parent(&self, volume: &Arc<Volume>) -> Result<(), EngineError> {
+        // What is left of the past names the parent.
+        volume.begin_past().await?;
+        let mut record = self.core.coordination.get(volume.id())?;
+        record.parent = None;
+        self.sources.put_identity(&record).await?;
+        failpoint::hit(failpoint::FLATTEN_AFTER_IDENTITY);
+        let (coordination, owner) = (self.core.coordination.clone(), volume.ownership());
+        let changed = self.core.run_heavy(move || coordination.change(&[(owner, RecordChange::Flattened)])).await;
+        changed.ok_or(EngineError::Interrupted)??;
+        volume.forget_parent();
+        tracing::info!(volume = %volume.id(), "volume flattened");
+        Ok(())
+    }
+
+    /// Waits until everything that a volume has accepted so far is stored and in map pages.
+    pub(crate) async fn store_all(&self, volume: &Arc<Volume>) -> Result<(), EngineError> {
+        volume.close_aged(0);
+        let last = volume.last_closed();
+        while volume.behind.stored_sco() < last || volume.layers.read().cuts() > 0 {
+            if volume.is_halted() {
+                return Err(EngineError::Halted { volume: volume.id() });
+            }
+            if self.is_manual() {
+                self.step(false).await?;
+            } else {
+                volume.core.work.notify_one();
+                // Nobody else may want it stored yet.
+                volume.store_behind(|| true).await?;
+                tokio::time::sleep(ROOM_POLL).await;
+            }
+        }
+        let mut state = volume.behind.state.lock().await;
+        if !volume.layers.read().is_checkpointed() {
+            volume.checkpoint(&mut state).await?;
+        }
+        Ok(())
+    }
+}
+
+fn refuse_snapshots(volume: &Volume) -> Result<(), EngineError> {
+    match volume.snapshot_count() {
+        0 => Ok(()),
+        snapshots => Err(EngineError::SnapshotsHoldParent { volume: volume.id(), snapshots }),
+    }
+}
+
+impl Volume {
+    async fn take_over_blocks(
+        self: &Arc<Self>,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
+        cancel: &AtomicBool,
+    ) -> Result<(), EngineError> {
+        let all = self.blocks();
+        let mut at = Some(BlockAddress(0));
+        while let Some(from) = at {
+            progress(from.0, all);
+            let (extents, next) = self.extents(from, BlockAddress(all), EXTENTS).await?;
+            for extent in extents {
+                let mut block = extent.first.0;
+                let end = extent.first.0 + extent.count;
+                while block < end {
+                    if cancel.load(Ordering::Relaxed) {
+                        return Err(EngineError::Cancelled);
+                    }
+                    let stop = (block + RUN).min(end);
+                    self.take_over(block..stop).await?;
+                    block = stop;
+                }
+            }
+            at = next;
+        }
+        progress(all, all);
+        Ok(())
+    }
+
+    /// Writes those of the blocks anew that an ancestor holds.
+    async fn take_over(self: &Arc<Self>, blocks: std::ops::Range<u64>) -> Result<(), EngineError> {
+        let held = loop {
+            match self.try_hold(BlockAddress(blocks.start)..=BlockAddress(blocks.end - 1)) {
+                Some(held) => break held,
+                None => tokio::time::sleep(ROOM_POLL).await,
+            }
+        };
+        let mut staging = Staging::default();
+        for block in blocks.map(BlockAddress) {
+            let unreadable = |_| EngineError::Unreadable { volume: self.id(), block };
+            let source = self.located(block).await.map_err(unreadable)?;
+            let is_foreign = matches!(&source, Source::Stored { location: Location { ancestor: 1.., .. }, .. });
+            if is_foreign {
+                let bytes = self.bytes_of(source).await.map_err(unreadable)?;
+                let fill = |to: &mut [u8]| {
+                    to.copy_from_slice(&bytes);
+                    Ok(())
+                };
+                staging.add_block(self.core.journal.id(), block, bytes.len(), fill).map_err(unreadable)?;
+            }
+        }
+        // Guests first: this waits like a write that the throttle holds back.
+        while self.core.throttle.slows() && !self.is_halted() {
+            tokio::time::sleep(ROOM_POLL).await;
+        }
+        loop {
+            let accepted = {
+                let mut append = self.core.journal.lock();
+                self.accept_locked(&mut append, &staging)
+            };
+            match accepted {
+                Accepted::Yes(_) => break,
+                Accepted::Full => tokio::time::sleep(ROOM_POLL).await,
+                Accepted::Held | Accepted::Failed => return Err(EngineError::Halted { volume: self.id() }),
+            }
+        }
+        drop(held);
+        Ok(())
+    }
+
+    /// Whether pages or locations of the head's map name an ancestor. Everything is in pages.
+    async fn needs_parent(&self) -> Result<bool, EngineError> {
+        let state = self.pages.state();
+        if state.root.is_some_and(|root| root.0.ancestor > 0) {
+            return Ok(!state.directories.is_empty());
+        }
+        for (number, directory) in state.directories.iter() {
+            if directory.ancestor > 0 {
+                return Ok(true);
+            }
+            let id = self.pages.own_id(PageKind::Directory, *number);
+            let bytes = self.pages.load(id, directory).await?;
+            let leaves: Vec<_> = self.pages.known(&bytes, id, directory)?.leaves().collect();
+            for (index, leaf) in leaves {
+                if leaf.ancestor > 0 {
+                    return Ok(true);
+                }
+                let id = self.pages.own_id(PageKind::Leaf, number * u64::from(lamina_formats::map::FANOUT) + u64::from(index));
+                let bytes = self.pages.load(id, &leaf).await?;
+                let page: Page<'_> = self.pages.known(&bytes, id, &leaf)?;
+                let foreign = |at: Location| at.ancestor > 0 && at != Location::LOST;
+                if page.blocks().any(|(_, location, _)| foreign(location)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
