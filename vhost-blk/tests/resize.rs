@@ -185,6 +185,7 @@ fn a_channel_that_nobody_reads_stops_no_request_and_is_told_when_it_is_read() {
     assert!(before > Duration::ZERO, "the thread that worked is the one measured");
     std::thread::sleep(Duration::from_millis(300));
     assert!(cpu_time("vctl-full") - before < Duration::from_millis(5), "waiting for room must not use the CPU");
+    assert_eq!(front.config(32, 1).expect("the connection's thread is not stuck"), [1]);
     for _ in 0..told {
         assert_eq!(message(&mut channel), CONFIG_CHANGE);
     }
