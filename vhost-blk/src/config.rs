@@ -97,6 +97,11 @@ pub(crate) fn read(space: &[u8; SPACE_BYTES], offset: u32, size: u32) -> Option<
     readable.get(start..end).map(<[u8]>::to_vec)
 }
 
+/// Whether a read of the space shows all of the capacity.
+pub(crate) fn shows_capacity(offset: u32, size: u32) -> bool {
+    relative(offset) == 0 && size >= 8
+}
+
 /// The write-back choice in a write to the space: the only field a driver may write. `None` for anything else.
 pub(crate) fn written(offset: u32, bytes: &[u8]) -> Option<bool> {
     match (relative(offset), bytes) {

@@ -10,10 +10,9 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lamina_contract::BlockDevice;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::io::IoSliceMut;
@@ -21,6 +20,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
+use crate::capacity::Capacity;
+use crate::channel::{self, Channel, Offer, SET_BACKEND_REQ_FD};
 use crate::counters::Counters;
 use crate::frontend::{Frontend, has_hung_up};
 use crate::options::ServerOptions;
@@ -31,7 +32,8 @@ use crate::worker::{Alarm, Disk};
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pace of looking for the rest of a header.
 const HEADER_TICK: Duration = Duration::from_millis(5);
-const HEADER_BYTES: usize = 12;
+/// Request, flags and size, four bytes each.
+pub(crate) const HEADER_BYTES: usize = 12;
 /// `SCM_MAX_FD`.
 const KERNEL_MAX_DESCRIPTORS: usize = 253;
 
@@ -46,7 +48,12 @@ impl Alarm for CloseStream {
 
 /// What came of waiting for a message.
 enum Awaited {
-    Message,
+    /// With its number.
+    Message(u32),
+    /// The disk has another size.
+    Resized,
+    /// The channel to the front end, which was full, can be written (or is gone).
+    Writable,
     HungUp,
     Stop,
     Incomplete,
@@ -57,7 +64,7 @@ enum Awaited {
 pub(crate) fn serve(
     name: &str,
     stream: UnixStream,
-    device: Arc<dyn BlockDevice>,
+    capacity: Arc<Capacity>,
     options: Arc<ServerOptions>,
     counters: Arc<Counters>,
     stopping: Arc<Stopping>,
@@ -67,11 +74,11 @@ pub(crate) fn serve(
     stream.set_write_timeout(Some(MESSAGE_TIMEOUT))?;
     let alarm = Arc::new(CloseStream(stream.try_clone()?));
     let control = stream.try_clone()?;
-    let disk = Disk::new(device);
+    let disk = Disk::new(capacity.clone());
     let frontend = Frontend::new(name.to_owned(), control.try_clone()?, disk, alarm, options, counters.clone(), stopping.clone());
     let frontend = Arc::new(Mutex::new(frontend));
     let mut handler = BackendReqHandler::from_stream(stream, frontend.clone());
-    let messages = catch_unwind(AssertUnwindSafe(|| receive(&mut handler, &control, &stopping)));
+    let messages = catch_unwind(AssertUnwindSafe(|| receive(&mut handler, &frontend, &control, &stopping, &capacity)));
     if let Err(error) = messages.unwrap_or(Err(Error::BackendInternalError)) {
         let hung_up = matches!(error, Error::Disconnected | Error::SocketBroken(_));
         if !hung_up {
@@ -81,15 +88,35 @@ pub(crate) fn serve(
             }
         }
     }
-    let left = frontend.lock().unwrap_or_else(PoisonError::into_inner).shut_down();
+    let left = lock(&frontend).shut_down();
     let _ = control.shutdown(Shutdown::Both);
     Ok(left)
 }
 
-fn receive(handler: &mut BackendReqHandler<Mutex<Frontend>>, stream: &UnixStream, stopping: &Stopping) -> Result<(), Error> {
+fn lock(frontend: &Mutex<Frontend>) -> MutexGuard<'_, Frontend> {
+    // After a panic there is still a connection to be shut down.
+    frontend.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn receive(
+    handler: &mut BackendReqHandler<Mutex<Frontend>>,
+    frontend: &Mutex<Frontend>,
+    stream: &UnixStream,
+    stopping: &Stopping,
+    capacity: &Capacity,
+) -> Result<(), Error> {
+    let mut begun = None;
     loop {
-        match await_header(stream, stopping).map_err(|error| Error::SocketBroken(error.into()))? {
-            Awaited::Message => handler.handle_request()?,
+        let full = lock(frontend).tell_size();
+        let events = Events { stream, stopping, capacity, full: full.as_deref() };
+        match events.wait(&mut begun).map_err(|error| Error::SocketBroken(error.into()))? {
+            Awaited::Message(SET_BACKEND_REQ_FD) => accept_channel(frontend, stream)?,
+            Awaited::Message(_) => handler.handle_request()?,
+            Awaited::Resized => {
+                capacity.note();
+                lock(frontend).size_changed();
+            }
+            Awaited::Writable => lock(frontend).tell_size_now(),
             Awaited::HungUp | Awaited::Stop => return Ok(()),
             Awaited::Incomplete => return Err(Error::PartialMessage),
             Awaited::TooManyDescriptors => return Err(Error::IncorrectFds),
@@ -97,37 +124,75 @@ fn receive(handler: &mut BackendReqHandler<Mutex<Frontend>>, stream: &UnixStream
     }
 }
 
-/// Waits until a whole header can be read without blocking.
-fn await_header(stream: &UnixStream, stopping: &Stopping) -> Result<Awaited, Errno> {
-    let mut begun: Option<Instant> = None;
-    loop {
-        let mut fds = [PollFd::new(stream, PollFlags::IN), PollFd::new(stopping, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => continue,
-            other => other?,
-        };
-        if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
-            return Ok(Awaited::Stop);
-        }
-        match peek_header(stream) {
-            Ok(Peeked { descriptors_fit: false, .. }) => return Ok(Awaited::TooManyDescriptors),
-            Ok(Peeked { bytes: 0, .. }) => return Ok(if begun.is_some() { Awaited::Incomplete } else { Awaited::HungUp }),
-            Ok(Peeked { bytes: HEADER_BYTES.., .. }) => return Ok(Awaited::Message),
-            Ok(_) if has_hung_up(stream) => return Ok(Awaited::Incomplete),
-            Ok(_) => {
-                if begun.get_or_insert_with(Instant::now).elapsed() >= MESSAGE_TIMEOUT {
-                    return Ok(Awaited::Incomplete);
-                }
-                std::thread::sleep(HEADER_TICK);
+fn accept_channel(frontend: &Mutex<Frontend>, stream: &UnixStream) -> Result<(), Error> {
+    let offer = Offer::receive(stream)?;
+    let mut frontend = lock(frontend);
+    let replies = frontend.sends_replies() && offer.needs_reply();
+    let result = frontend.set_channel(offer);
+    if replies {
+        channel::reply(stream, result.is_ok())?;
+    }
+    result
+}
+
+/// What a connection's thread waits for.
+struct Events<'a> {
+    stream: &'a UnixStream,
+    stopping: &'a Stopping,
+    capacity: &'a Capacity,
+    /// A channel that had no room for a message.
+    full: Option<&'a Channel>,
+}
+
+impl Events<'_> {
+    /// Waits for one of them; for a message until its whole header can be read without blocking. `begun` is when its first byte was seen.
+    fn wait(&self, begun: &mut Option<Instant>) -> Result<Awaited, Errno> {
+        loop {
+            let mut fds = vec![
+                PollFd::new(self.stream, PollFlags::IN),
+                PollFd::new(self.stopping, PollFlags::IN),
+                PollFd::new(self.capacity, PollFlags::IN),
+            ];
+            fds.extend(self.full.map(|channel| PollFd::new(channel, PollFlags::OUT)));
+            match poll(&mut fds, None) {
+                Err(Errno::INTR) => continue,
+                other => other?,
+            };
+            let is_ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+            if is_ready(1) {
+                return Ok(Awaited::Stop);
             }
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(error) => return Err(error),
+            if is_ready(2) {
+                return Ok(Awaited::Resized);
+            }
+            if is_ready(3) {
+                return Ok(Awaited::Writable);
+            }
+            match peek_header(self.stream) {
+                Ok(Peeked { descriptors_fit: false, .. }) => return Ok(Awaited::TooManyDescriptors),
+                Ok(Peeked { bytes: 0, .. }) => return Ok(if begun.is_some() { Awaited::Incomplete } else { Awaited::HungUp }),
+                Ok(Peeked { bytes: HEADER_BYTES.., code, .. }) => {
+                    *begun = None;
+                    return Ok(Awaited::Message(code));
+                }
+                Ok(_) if has_hung_up(self.stream) => return Ok(Awaited::Incomplete),
+                Ok(_) => {
+                    if begun.get_or_insert_with(Instant::now).elapsed() >= MESSAGE_TIMEOUT {
+                        return Ok(Awaited::Incomplete);
+                    }
+                    std::thread::sleep(HEADER_TICK);
+                }
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }
 
 struct Peeked {
     bytes: usize,
+    /// The message's number, once its header is there.
+    code: u32,
     descriptors_fit: bool,
 }
 
@@ -142,5 +207,6 @@ fn peek_header(stream: &UnixStream) -> Result<Peeked, Errno> {
     // Peeking makes copies of the descriptors; dropping the messages closes them.
     let count: usize = control.drain().map(|m| if let RecvAncillaryMessage::ScmRights(fds) = m { fds.count() } else { 0 }).sum();
     let descriptors_fit = count <= MAX_ATTACHED_FD_ENTRIES && !message.flags.contains(ReturnFlags::CTRUNC);
-    Ok(Peeked { bytes: message.bytes, descriptors_fit })
+    let [c0, c1, c2, c3, ..] = header;
+    Ok(Peeked { bytes: message.bytes, code: u32::from_le_bytes([c0, c1, c2, c3]), descriptors_fit })
 }

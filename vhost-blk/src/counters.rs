@@ -80,6 +80,8 @@ pub struct CounterSnapshot {
     pub broken_rings: u64,
     /// Panics of the device that were caught.
     pub panics: u64,
+    /// Times that a front end was told of a new size (or, come back, to look whether there is one).
+    pub config_changes: u64,
     /// Whether the guest sees a write-back cache (and so owes us flushes).
     pub write_back: bool,
     /// Interrupts sent to the guest.
@@ -128,6 +130,7 @@ pub(crate) struct Counters {
     pub(crate) protocol_errors: AtomicU64,
     pub(crate) broken_rings: AtomicU64,
     pub(crate) panics: AtomicU64,
+    pub(crate) config_changes: AtomicU64,
     last_complaint: Mutex<Option<Instant>>,
 }
 
@@ -177,6 +180,7 @@ impl Counters {
             protocol_errors: AtomicU64::new(0),
             broken_rings: AtomicU64::new(0),
             panics: AtomicU64::new(0),
+            config_changes: AtomicU64::new(0),
             last_complaint: Mutex::new(None),
         }
     }
@@ -205,6 +209,7 @@ impl Counters {
             protocol_errors: self.protocol_errors.load(Ordering::Relaxed),
             broken_rings: self.broken_rings.load(Ordering::Relaxed),
             panics: self.panics.load(Ordering::Relaxed),
+            config_changes: self.config_changes.load(Ordering::Relaxed),
             write_back: self.write_back.load(Ordering::Relaxed),
             signals: sum(|q| &q.signals),
             kicks: sum(|q| &q.kicks),

@@ -45,6 +45,7 @@ pub mod message {
     pub const SET_PROTOCOL_FEATURES: u32 = 16;
     pub const GET_QUEUE_NUM: u32 = 17;
     pub const SET_VRING_ENABLE: u32 = 18;
+    pub const SET_BACKEND_REQ_FD: u32 = 21;
     pub const GET_CONFIG: u32 = 24;
     pub const SET_CONFIG: u32 = 25;
     pub const GET_INFLIGHT_FD: u32 = 31;
@@ -58,6 +59,9 @@ pub mod message {
 pub const VERSION: u32 = 1;
 /// Header flag: an answer, please.
 pub const NEED_REPLY: u32 = 8;
+
+/// `VHOST_USER_PROTOCOL_F_BACKEND_REQ` as a bit.
+pub const BACKEND_REQ: u64 = 1 << 5;
 
 /// `VIRTIO_RING_F_EVENT_IDX` as a bit.
 pub const EVENT_IDX: u64 = 1 << 29;
@@ -222,17 +226,25 @@ impl FrontEnd {
         &self.stream
     }
 
-    /// Owner, features and protocol features.
+    /// Owner, features and all protocol features that are offered.
     ///
     /// # Errors
     /// The system's, or `InvalidData` when the server refuses.
     pub fn negotiate(&mut self, wanted: u64) -> io::Result<()> {
+        self.negotiate_protocol(wanted, u64::MAX)
+    }
+
+    /// As [`FrontEnd::negotiate`], with those protocol features of `protocol` that are offered.
+    ///
+    /// # Errors
+    /// The system's, or `InvalidData` when the server refuses.
+    pub fn negotiate_protocol(&mut self, wanted: u64, protocol: u64) -> io::Result<()> {
         self.send(message::SET_OWNER, VERSION, &[], &[])?;
         let offered = self.ask_u64(message::GET_FEATURES)?;
         self.features = offered & wanted;
         self.send(message::SET_FEATURES, VERSION, &self.features.to_le_bytes(), &[])?;
         if self.features & (1 << 30) != 0 {
-            let protocol = self.ask_u64(message::GET_PROTOCOL_FEATURES)?;
+            let protocol = protocol & self.ask_u64(message::GET_PROTOCOL_FEATURES)?;
             self.send(message::SET_PROTOCOL_FEATURES, VERSION, &protocol.to_le_bytes(), &[])?;
         }
         Ok(())
@@ -274,6 +286,17 @@ impl FrontEnd {
             [.., a, b, 0, 0] => Ok(u16::from_le_bytes([a, b])),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
+    }
+
+    /// Gives the server a channel for messages of its own; answers our end of it. Reads time out as the connection's do.
+    ///
+    /// # Errors
+    /// The system's, or `InvalidData` when the server refuses.
+    pub fn open_channel(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(Duration::from_secs(20)))?;
+        self.ack(message::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()])?;
+        Ok(ours)
     }
 
     /// Reads the configuration space.

@@ -26,6 +26,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures};
 
+use crate::channel::{Channel, Offer, Told};
 use crate::completion::{Completions, Outstanding};
 use crate::config;
 use crate::counters::Counters;
@@ -61,6 +62,17 @@ struct Running {
     event_idx: bool,
 }
 
+/// What the front end knows of the disk's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KnownSize {
+    /// What it read on an earlier connection, if any: QEMU does not ask again when it comes back.
+    Earlier,
+    /// The present one: it asked, or was told to.
+    Current,
+    /// An old one: it is to be told.
+    Outdated,
+}
+
 /// Everything that a connection set up.
 pub(crate) struct Frontend {
     name: String,
@@ -71,6 +83,11 @@ pub(crate) struct Frontend {
     disk: Arc<Disk>,
     alarm: Arc<dyn Alarm>,
     features: u64,
+    protocol: VhostUserProtocolFeatures,
+    known_size: KnownSize,
+    channel: Option<Arc<Channel>>,
+    /// It had no room when it was tried last.
+    channel_full: bool,
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
     workers: Vec<Worker>,
@@ -96,6 +113,10 @@ impl Frontend {
             disk: Arc::new(disk),
             alarm,
             features: 0,
+            protocol: VhostUserProtocolFeatures::empty(),
+            known_size: KnownSize::Earlier,
+            channel: None,
+            channel_full: false,
             memory: Arc::new(GuestMemory::default()),
             workers: Vec::new(),
         }
@@ -171,6 +192,10 @@ impl Frontend {
         vring.running = Some(Running { completions: completions.clone(), address, size, event_idx });
         let run = Box::new(RingRun { number: index as u16, layout, completions, next, kick, error });
         self.worker(index as usize)?.send(Command::Attach(run));
+        if self.known_size == KnownSize::Earlier {
+            // Its guest goes on with what it knew before; the disk may have been resized in between.
+            self.known_size = KnownSize::Outdated;
+        }
         Ok(())
     }
 
@@ -258,6 +283,69 @@ impl Frontend {
         // Until the workers have changed over, they may look at the old table: the front end must not unmap it before our reply.
         for answer in replies {
             while answer.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) && !self.must_give_up(Patience::WithFrontEnd) {}
+        }
+    }
+
+    /// Whether messages that ask for a reply get one.
+    pub(crate) fn sends_replies(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK)
+    }
+
+    /// Takes over the channel on which the front end wants to be told things; the last one counts.
+    pub(crate) fn set_channel(&mut self, offer: Offer) -> Result<()> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
+            return Err(Error::InvalidOperation("a channel for the back end's messages was not negotiated"));
+        }
+        self.channel = Some(Arc::new(offer.channel()?));
+        self.channel_full = false;
+        Ok(())
+    }
+
+    /// The disk has another size.
+    pub(crate) fn size_changed(&mut self) {
+        if self.known_size == KnownSize::Current {
+            self.known_size = KnownSize::Outdated;
+        }
+    }
+
+    /// Tells the front end of a new size if it should be told and can be. Answers the channel if that has no room: when it can be written,
+    /// [`Frontend::tell_size_now`] is due.
+    pub(crate) fn tell_size(&mut self) -> Option<Arc<Channel>> {
+        let due = self.known_size == KnownSize::Outdated && self.protocol.contains(VhostUserProtocolFeatures::CONFIG);
+        let channel = self.channel.clone().filter(|_| due)?;
+        if !self.channel_full {
+            match channel.tell_config_changed() {
+                Told::Yes => self.told_size(),
+                Told::Full => self.channel_full = true,
+                Told::Gone => self.give_channel_up("it is closed"),
+            }
+        }
+        self.channel_full.then_some(channel)
+    }
+
+    /// As [`Frontend::tell_size`], when a channel that was full says that it can be written.
+    pub(crate) fn tell_size_now(&mut self) {
+        match self.channel.as_ref().map(|channel| channel.tell_config_changed()) {
+            None => {}
+            Some(Told::Yes) => self.told_size(),
+            // Somebody else writes to it: waiting for room could go on for ever, at the CPU's full speed.
+            Some(Told::Full) => self.give_channel_up("it says that it has room and has none"),
+            Some(Told::Gone) => self.give_channel_up("it is closed"),
+        }
+    }
+
+    fn told_size(&mut self) {
+        self.known_size = KnownSize::Current;
+        self.channel_full = false;
+        self.counters.config_changes.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(socket = %self.name, "front end told to read the configuration again");
+    }
+
+    fn give_channel_up(&mut self, reason: &'static str) {
+        self.channel = None;
+        self.channel_full = false;
+        if self.counters.may_complain() {
+            tracing::warn!(socket = %self.name, reason, "the front end cannot be told of a new size; it sees it when it asks next");
         }
     }
 
@@ -441,6 +529,7 @@ impl VhostUserBackendReqHandlerMut for Frontend {
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
@@ -448,7 +537,11 @@ impl VhostUserBackendReqHandlerMut for Frontend {
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         let offered = self.get_protocol_features()?.bits();
-        if features & !offered == 0 { Ok(()) } else { Err(Error::FeatureMismatch) }
+        if features & !offered != 0 {
+            return Err(Error::FeatureMismatch);
+        }
+        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
+        Ok(())
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
@@ -468,7 +561,11 @@ impl VhostUserBackendReqHandlerMut for Frontend {
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let write_back = self.counters.write_back.load(Ordering::Relaxed);
         let space = config::space(&self.disk.device.geometry(), self.options.queues, write_back);
-        config::read(&space, offset, size).ok_or(Error::InvalidParam)
+        let answer = config::read(&space, offset, size).ok_or(Error::InvalidParam)?;
+        if config::shows_capacity(offset, size) {
+            self.known_size = KnownSize::Current;
+        }
+        Ok(answer)
     }
 
     fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {

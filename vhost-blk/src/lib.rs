@@ -5,11 +5,13 @@
 //!
 //! Read in this order: `server` (accepts), `connection` (messages), `frontend` (what messages do to rings), `worker` (takes
 //! chains, makes batches), `chain` and `request` (what a chain asks for), `transfer` and `completion` (the way back), `ring` and
-//! `memory` (what lies in guest memory), `sigbus` (guest memory that goes away).
+//! `memory` (what lies in guest memory), `sigbus` (guest memory that goes away), `capacity` and `channel` (a disk that changes its size).
 
+mod capacity;
 mod chain;
 #[cfg(test)]
 mod chain_tests;
+mod channel;
 mod completion;
 mod config;
 mod connection;

@@ -16,7 +16,9 @@ type Shard = RwLock<HashMap<u64, Box<[u8]>>>;
 /// A sparse disk in memory. Requests are answered inside `submit`; flush has nothing to do and is counted.
 #[derive(Debug)]
 pub struct RamDisk {
+    /// All but its size.
     geometry: DeviceGeometry,
+    sectors: AtomicU64,
     shards: Vec<Shard>,
     flushes: AtomicU64,
     forced: AtomicU64,
@@ -34,7 +36,29 @@ impl RamDisk {
     #[must_use]
     pub fn with_geometry(geometry: DeviceGeometry) -> Self {
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Self { geometry, shards, flushes: AtomicU64::new(0), forced: AtomicU64::new(0) }
+        let sectors = AtomicU64::new(geometry.sectors.0);
+        Self { geometry, sectors, shards, flushes: AtomicU64::new(0), forced: AtomicU64::new(0) }
+    }
+
+    /// Changes its size. What lies behind a new end is gone: it reads as zeros if the disk grows again.
+    pub fn resize(&self, sectors: SectorCount) {
+        let old = self.sectors.swap(sectors.0, Ordering::SeqCst);
+        if sectors.0 >= old {
+            return;
+        }
+        let end = sectors.0 * 512;
+        for shard in &self.shards {
+            // A write looks at the size again under this lock, so none comes behind us.
+            let mut chunks = shard.write();
+            chunks.retain(|chunk, _| chunk * CHUNK < end);
+            if let Some(tail) = chunks.get_mut(&(end / CHUNK)).and_then(|bytes| bytes.get_mut((end % CHUNK) as usize..)) {
+                tail.fill(0);
+            }
+        }
+    }
+
+    fn sectors(&self) -> u64 {
+        self.sectors.load(Ordering::SeqCst)
     }
 
     /// How many flushes arrived.
@@ -63,7 +87,7 @@ impl RamDisk {
             Op::Write { fua: false } | Op::Read | Op::Discard | Op::WriteZeroes { .. } => {}
         }
         let end = request.start.0.checked_add(request.sectors.0).ok_or(IoError::OutOfRange)?;
-        if end > self.geometry.sectors.0 {
+        if end > self.sectors() {
             return Err(IoError::OutOfRange);
         }
         if self.geometry.read_only && request.op != Op::Read {
@@ -89,6 +113,9 @@ impl RamDisk {
             },
             Op::Write { .. } => {
                 let mut chunks = shard.write();
+                if chunk * CHUNK + range.end as u64 > self.sectors() * 512 {
+                    return Err(IoError::OutOfRange);
+                }
                 let bytes = chunks.entry(chunk).or_insert_with(|| vec![0; CHUNK as usize].into_boxed_slice());
                 request.transfer.copy_out(offset, bytes.get_mut(range).ok_or(IoError::Io)?)
             }
@@ -108,7 +135,7 @@ impl RamDisk {
 
 impl BlockDevice for RamDisk {
     fn geometry(&self) -> DeviceGeometry {
-        self.geometry.clone()
+        DeviceGeometry { sectors: SectorCount(self.sectors()), ..self.geometry.clone() }
     }
 
     fn submit(&self, batch: &mut Vec<Request>) {

@@ -13,11 +13,12 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lamina_contract::BlockDevice;
+use lamina_contract::{BlockDevice, SectorCount};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::geteuid;
 
+use crate::capacity::Capacity;
 use crate::connection;
 use crate::counters::{CounterSnapshot, Counters};
 use crate::frontend::has_hung_up;
@@ -45,6 +46,7 @@ pub struct Server {
     options: Arc<ServerOptions>,
     counters: Arc<Counters>,
     stopping: Arc<Stopping>,
+    capacity: Arc<Capacity>,
     thread: Mutex<Option<JoinHandle<u32>>>,
 }
 
@@ -67,6 +69,7 @@ impl Server {
         let stopping = Arc::new(Stopping::new().map_err(system("make an eventfd for"))?);
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| system("make an eventfd for")(errno.into()))?;
+        let capacity = Arc::new(Capacity::new(device).map_err(system("make an eventfd for"))?);
         let listener = Listener::bind(&path)?;
         let counters = Arc::new(Counters::new(options.queues, options.write_cache));
         let options = Arc::new(options);
@@ -74,7 +77,7 @@ impl Server {
         let mut reception = Reception {
             name: name.clone(),
             listener,
-            device,
+            capacity: capacity.clone(),
             options: options.clone(),
             counters: counters.clone(),
             stopping: stopping.clone(),
@@ -86,7 +89,7 @@ impl Server {
             .name(format!("vhost-{name}"))
             .spawn(move || reception.run())
             .map_err(system("start a thread for"))?;
-        Ok(Self { path, options, counters, stopping, thread: Mutex::new(Some(thread)) })
+        Ok(Self { path, options, counters, stopping, capacity, thread: Mutex::new(Some(thread)) })
     }
 
     /// Where it listens.
@@ -99,6 +102,17 @@ impl Server {
     #[must_use]
     pub fn counters(&self) -> CounterSnapshot {
         self.counters.snapshot()
+    }
+
+    /// To be called when the device's size has changed: asks it for the new one and answers that.
+    ///
+    /// From then on requests are checked against the new size and the configuration space shows it, without disturbing requests under way.
+    /// A front end that gave us a channel for it (QEMU does) is told at once, from the connection's own thread; another sees the new size
+    /// when it reads the configuration next. Never waits for a front end. Several calls in a row may reach it as one message.
+    pub fn resized(&self) -> SectorCount {
+        let sectors = SectorCount(self.capacity.announce());
+        tracing::info!(socket = %self.path.display(), sectors = sectors.0, "the disk has another size");
+        sectors
     }
 
     /// Takes no more requests, waits for answers in flight (at most [`ServerOptions::drain_timeout`]), closes the connection and
@@ -128,7 +142,7 @@ struct Guest {
 struct Reception {
     name: String,
     listener: Listener,
-    device: Arc<dyn BlockDevice>,
+    capacity: Arc<Capacity>,
     options: Arc<ServerOptions>,
     counters: Arc<Counters>,
     stopping: Arc<Stopping>,
@@ -200,13 +214,13 @@ impl Reception {
 
     fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
         let own = stream.try_clone()?;
-        let (name, device, options) = (self.name.clone(), self.device.clone(), self.options.clone());
+        let (name, capacity, options) = (self.name.clone(), self.capacity.clone(), self.options.clone());
         let (counters, stopping, ended) = (self.counters.clone(), self.stopping.clone(), self.ended.clone());
         let thread = std::thread::Builder::new().name(format!("vctl-{name}")).spawn(move || {
             counters.connections.fetch_add(1, Ordering::Relaxed);
             counters.connected.store(true, Ordering::Relaxed);
             tracing::info!(socket = %name, "front end connected");
-            let left = connection::serve(&name, stream, device, options, counters.clone(), stopping).unwrap_or_else(|error| {
+            let left = connection::serve(&name, stream, capacity, options, counters.clone(), stopping).unwrap_or_else(|error| {
                 tracing::warn!(socket = %name, %error, "connection failed");
                 0
             });

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::capacity::Capacity;
 use crate::chain::{Chain, ChainFault};
 use crate::completion::{Collecting, Completions, Done};
 use crate::counters::{Counters, OpKind};
@@ -36,7 +37,7 @@ const WAKE: u64 = u64::MAX;
 /// The disk behind a connection, as far as requests are checked against it.
 pub(crate) struct Disk {
     pub(crate) device: Arc<dyn BlockDevice>,
-    sectors: AtomicU64,
+    capacity: Arc<Capacity>,
     read_only: bool,
     serial: [u8; ID_BYTES],
     /// See [`DiskShape::write_through`].
@@ -44,29 +45,25 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    pub(crate) fn new(device: Arc<dyn BlockDevice>) -> Self {
+    pub(crate) fn new(capacity: Arc<Capacity>) -> Self {
+        // It may have changed while nobody was connected.
+        capacity.ask();
+        let device = capacity.device().clone();
         let geometry = device.geometry();
         let mut serial = [0; ID_BYTES];
         for (to, from) in serial.iter_mut().zip(geometry.serial.bytes()) {
             *to = from;
         }
-        let sectors = AtomicU64::new(geometry.sectors.0);
-        Self { device, sectors, read_only: geometry.read_only, serial, write_through: AtomicBool::new(true) }
+        Self { device, capacity, read_only: geometry.read_only, serial, write_through: AtomicBool::new(true) }
     }
 
     fn shape(&self) -> DiskShape {
         DiskShape {
-            sectors: self.sectors.load(Ordering::Relaxed),
+            sectors: self.capacity.sectors(),
             read_only: self.read_only,
             serial: self.serial,
             write_through: self.write_through.load(Ordering::Relaxed),
         }
-    }
-
-    /// Asks the device for its size again; whether it grew.
-    fn has_grown(&self) -> bool {
-        let sectors = self.device.geometry().sectors.0;
-        self.sectors.swap(sectors, Ordering::Relaxed) < sectors
     }
 }
 
@@ -431,7 +428,8 @@ impl Intake<'_> {
         let memory = self.layout.memory();
         let mut parsed = parse(self.chain, memory, &self.shape);
         let refused = matches!(parsed, Parsed::Answer { status: Status::IOERR, kind, .. } if kind != OpKind::Other);
-        if refused && self.disk.has_grown() {
+        // Whoever resized it may not have said so yet, while the guest knows already.
+        if refused && self.disk.capacity.ask() > self.shape.sectors {
             self.shape = self.disk.shape();
             parsed = parse(self.chain, memory, &self.shape);
         }

@@ -186,12 +186,13 @@ pub struct DeviceGeometry {
 
 /// A disk, as front ends see it.
 pub trait BlockDevice: Send + Sync {
-    /// Size and shape. May change while attached (grow), never in unit.
+    /// Size and shape. The size may change while front ends use it (whoever changes it tells them afterwards), nothing else.
+    /// A request may be checked against an older size on its way, so the device checks it against its own.
     fn geometry(&self) -> DeviceGeometry;
 
     /// Takes over every request in `batch`, leaving it empty. Called from a queue's thread, so it must not wait for a store or a peer:
     /// what needs one is answered later. It may wait as long as the local SSD takes to accept a write, and when the volume is
-    /// throttled it may hold *writes* back in a queue of its own (never blocking reads behind them).
+    /// throttled it may hold *writes* back in a queue of its own (never blocking reads behind them). One that is held to limits holds both.
     fn submit(&self, batch: &mut Vec<Request>);
 }
 

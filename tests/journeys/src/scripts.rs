@@ -106,3 +106,22 @@ report files $(flushes vda)
 umount /mnt
 report after $(flushes vda)
 "#;
+
+/// For each size typed in sectors: waits until the disk has it, writes and reads its last 4 KiB, and tells.
+pub const FOLLOW_SIZE: &str = r#"
+wait_for_disk /dev/vda
+report seen $(cat /sys/block/vda/size)
+while read -r wanted && [ "$wanted" != end ]; do
+    tries=0
+    until [ "$(cat /sys/block/vda/size)" = "$wanted" ]; do
+        tries=$((tries + 1))
+        [ $tries -gt 600 ] && fail "the disk has $(cat /sys/block/vda/size) sectors, not $wanted"
+        sleep 0.1
+    done
+    dd if=/dev/urandom of=/tmp/last bs=4k count=1 2>/dev/null
+    dd if=/tmp/last of=/dev/vda bs=4k seek=$((wanted / 8 - 1)) conv=fsync 2>/dev/null || fail "write at the end of $wanted sectors"
+    echo 3 > /proc/sys/vm/drop_caches
+    dd if=/dev/vda bs=4k skip=$((wanted / 8 - 1)) count=1 2>/dev/null | cmp - /tmp/last || fail "read at the end of $wanted sectors"
+    report seen "$wanted"
+done
+"#;

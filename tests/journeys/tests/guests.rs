@@ -1,10 +1,12 @@
 //! Real Linux guests in QEMU on disks that the real daemon serves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use lamina_contract::units::ByteSize;
+use lamina_contract::units::{ByteSize, SectorCount};
 use lamina_harness::{Backing, Cache, Guest, GuestImage, GuestOptions, Place, StorageDaemon};
-use lamina_journeys::{Bed, COUNT_FLUSHES, FILES, LIVE_THROUGH, counter, wait_attached};
+use lamina_journeys::{Bed, COUNT_FLUSHES, FILES, FOLLOW_SIZE, LIVE_THROUGH, counter, wait_attached};
+use lamina_vhost_blk::{RamDisk, Server, ServerOptions};
 
 const SIZE: ByteSize = ByteSize(256 << 20);
 
@@ -83,4 +85,39 @@ fn each_fsync_of_a_guest_with_default_config_wce_arrives_as_a_flush() {
     assert!(number("files") - number("mounted") >= 20, "and at least one for each fsync of a file");
     let shown = bed.daemon.volume("root").expect("shown").json;
     assert_eq!(counter(&shown, &["counters", "flushes"]), number("after"), "as many arrived as the guest's kernel sent");
+}
+
+/// A server of this process, so that the disk can be resized under the guest.
+#[test]
+fn a_running_guest_follows_its_disk_that_grows_and_shrinks_also_while_the_server_is_away() {
+    const MIB: u64 = 1 << 11;
+    let place = Place::new().expect("a directory");
+    let socket = place.path().join("disk.sock");
+    let disk = Arc::new(RamDisk::new(SectorCount(64 * MIB)));
+    let bind = || Server::bind(&socket, disk.clone(), ServerOptions::default()).expect("a server");
+    let server = bind();
+    let image = GuestImage::new(FOLLOW_SIZE).expect("an image");
+    let mut guest = image.boot(&GuestOptions::with_disk(&socket)).expect("a machine");
+    let follows = |guest: &mut Guest, mib: u64| {
+        guest.type_line(&(mib * MIB).to_string()).expect("typed");
+        assert_eq!(guest.wait_result("seen").expect("the guest follows").trim(), (mib * MIB).to_string());
+    };
+    guest.wait_booted().expect("booted");
+    assert_eq!(guest.wait_result("seen").expect("its size").trim(), (64 * MIB).to_string());
+    for mib in [96, 32, 4096] {
+        guest.forget_output();
+        disk.resize(SectorCount(mib * MIB));
+        server.resized();
+        follows(&mut guest, mib);
+    }
+    assert_eq!(server.counters().config_changes, 3);
+    drop(server);
+    disk.resize(SectorCount(128 * MIB));
+    guest.forget_output();
+    // QEMU comes back every 500 ms and does not ask how large the disk is: the server says that it should.
+    let server = bind();
+    follows(&mut guest, 128);
+    assert_eq!(server.counters().config_changes, 1);
+    guest.type_line("end").expect("typed");
+    guest.wait_done().expect("it went on to the end");
 }

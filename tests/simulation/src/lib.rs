@@ -12,6 +12,7 @@
 pub mod dice;
 pub mod disk_image;
 pub mod explore;
+pub mod family;
 pub mod fault;
 pub mod history;
 pub mod life;

@@ -486,6 +486,30 @@ impl Life {
         self.process.as_ref().expect("a process").runtime.block_on(future)
     }
 
+    /// Runs `work` where tasks of the node may begin.
+    ///
+    /// # Panics
+    /// When no process runs.
+    pub fn inside<T>(&self, work: impl FnOnce() -> T) -> T {
+        #[expect(clippy::expect_used, reason = "a test's own mistake")]
+        let _inside = self.process.as_ref().expect("a process").runtime.enter();
+        work()
+    }
+
+    /// Waits for an answer; the store side gets its turns meanwhile.
+    ///
+    /// # Errors
+    /// What the volume answered.
+    pub fn answer_of(&self, pending: &Pending) -> Result<(), IoError> {
+        self.wait(pending)
+    }
+
+    /// The clock that everything reads.
+    #[must_use]
+    pub fn clock(&self) -> &ManualClock {
+        &self.clock
+    }
+
     fn submit(&self, volume: usize, batch: &mut Vec<Request>) {
         if let Some(process) = &self.process {
             let _inside = process.runtime.enter();

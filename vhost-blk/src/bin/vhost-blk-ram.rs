@@ -1,6 +1,8 @@
 //! Serves a disk in memory (or, with `--null`, one that holds nothing) over vhost-user-blk until SIGINT or SIGTERM.
+//!
+//! A size on a line of standard input (`2GiB`) resizes the disk in memory while guests use it.
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -48,10 +50,10 @@ fn main() -> ExitCode {
         set
     };
     let sectors = SectorCount(arguments.size.0 / SECTOR_BYTES);
-    let device: Arc<dyn BlockDevice> =
-        if arguments.null { Arc::new(NullDisk::new(sectors)) } else { Arc::new(RamDisk::new(sectors)) };
+    let disk = Arc::new(RamDisk::new(sectors));
+    let device: Arc<dyn BlockDevice> = if arguments.null { Arc::new(NullDisk::new(sectors)) } else { disk.clone() };
     let server = match Server::bind(&arguments.socket, device, arguments.options) {
-        Ok(server) => server,
+        Ok(server) => Arc::new(server),
         Err(error) => {
             eprintln!("vhost-blk-ram: {error}");
             return ExitCode::FAILURE;
@@ -59,10 +61,26 @@ fn main() -> ExitCode {
     };
     println!("serving {} at {}", arguments.size, arguments.socket);
     let _ = std::io::stdout().flush();
+    if !arguments.null {
+        let server = server.clone();
+        // It ends with standard input or with the process.
+        std::thread::spawn(move || resize_as_told(&disk, &server));
+    }
     let mut signal = 0;
     // SAFETY: waits for one of the blocked signals.
     unsafe { libc::sigwait(&raw const signals, &raw mut signal) };
     let drained = server.stop();
     println!("stopped: {drained:?}, {:?}", server.counters());
     ExitCode::SUCCESS
+}
+
+fn resize_as_told(disk: &RamDisk, server: &Server) {
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let Ok(size) = line.trim().parse::<ByteSize>() else {
+            eprintln!("vhost-blk-ram: a size like 2GiB, please");
+            continue;
+        };
+        disk.resize(SectorCount(size.0 / SECTOR_BYTES));
+        println!("resized to {} sectors", server.resized().0);
+    }
 }

@@ -2,6 +2,7 @@
 //! another socket must have gone on all the while. Descriptors and memory of the process stay flat over repetitions.
 
 mod chains;
+mod channel;
 mod memory;
 mod messages;
 
@@ -27,6 +28,13 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct HoldingDisk {
     inner: RamDisk,
     held: Mutex<Vec<Request>>,
+}
+
+impl HoldingDisk {
+    /// Changes its size.
+    pub fn resize(&self, sectors: SectorCount) {
+        self.inner.resize(sectors);
+    }
 }
 
 impl BlockDevice for HoldingDisk {
@@ -141,7 +149,7 @@ fn no_hostile_front_end_stops_the_server_or_slows_its_neighbour_or_grows_the_pro
     let lab = Lab { path, server, device };
     let neighbour_path = dir.path().join("neighbour.sock");
     let neighbour = Server::bind(&neighbour_path, Arc::new(RamDisk::new(SectorCount(SECTORS))), options).expect("server");
-    let cases: Vec<Case> = [messages::CASES, memory::CASES, chains::CASES].concat();
+    let cases: Vec<Case> = [messages::CASES, channel::CASES, memory::CASES, chains::CASES].concat();
     let names: std::collections::HashSet<_> = cases.iter().map(|(name, _)| *name).collect();
     assert!(names.len() == cases.len() && cases.len() >= 60, "{} cases, {} names", cases.len(), names.len());
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -189,7 +197,8 @@ fn no_hostile_front_end_stops_the_server_or_slows_its_neighbour_or_grows_the_pro
     eprintln!("{} cases, neighbour did {} reads", cases.len(), done.load(Ordering::Relaxed));
 }
 
-struct StopOnDrop<'a>(&'a AtomicBool);
+/// Sets the flag when it goes, by a panic too.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {

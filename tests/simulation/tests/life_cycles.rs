@@ -1,0 +1,75 @@
+//! Any sequence of life-cycle operations against a model of plain copies: every disk and every snapshot shows what it must, over restarts,
+//! kills and rounds of the store side; what must be refused is.
+
+mod support;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lamina_simulation::dice::Dice;
+use lamina_simulation::family::{Act, Disks, Family, shape};
+use lamina_simulation::life::{End, World};
+use support::{first_seed, in_parallel};
+
+/// Histories, unless `LAMINA_SIM_HISTORIES` says otherwise.
+const HISTORIES: u64 = 2_000;
+const MOST_DISKS: usize = 8;
+
+fn throw(dice: &mut Dice, disks: usize) -> Act {
+    if disks == 0 {
+        return Act::Create { blocks: 1 + dice.index(12) };
+    }
+    let (disk, block, snapshot) = (dice.index(64), dice.index(64), dice.index(64));
+    match dice.below(100) {
+        0..=1 if disks < MOST_DISKS => Act::Create { blocks: 1 + dice.index(12) },
+        0..=27 => Act::Write { disk, block, count: 1 + dice.index(4) },
+        28..=31 => Act::SubBlock { disk, block },
+        32..=37 => Act::Discard { disk, block, count: 1 + dice.index(3) },
+        38..=49 => Act::Snapshot { disk },
+        50..=52 => Act::SnapshotTwo { disk, other: dice.index(64) },
+        53..=60 => Act::Rollback { disk, snapshot },
+        61..=69 if disks < MOST_DISKS => Act::Clone { disk, snapshot, count: 1 + dice.index(2) },
+        61..=73 => Act::DeleteSnapshot { disk, snapshot },
+        74..=76 => Act::Delete { disk },
+        77..=80 => Act::Resize { disk, blocks: 1 + dice.index(14), force: dice.chance(50) },
+        81..=84 => Act::Flatten { disk },
+        85..=92 => Act::Store,
+        93..=96 => Act::Restart(End::Killed),
+        _ => Act::Restart(End::Clean),
+    }
+}
+
+fn play(seed: u64) -> u64 {
+    let mut dice = Dice::new(seed);
+    let checkpoint_after = if dice.chance(70) { Some(dice.below(20)) } else { None };
+    let cache = if dice.chance(30) { 4 << 20 } else { 0 };
+    let shape = shape(checkpoint_after, cache);
+    let mut family = Family::begin(&shape, &World::default(), Disks::default()).unwrap_or_else(|d| panic!("seed {seed}: {d}"));
+    let length = 10 + dice.index(40);
+    let mut acts = Vec::with_capacity(length);
+    for _ in 0..length {
+        let act = throw(&mut dice, family.disks.0.len());
+        acts.push(act);
+        family.act(act).unwrap_or_else(|d| panic!("seed {seed}: {d}\n{acts:?}"));
+        if matches!(act, Act::Restart(_)) || dice.chance(4) {
+            family.check().unwrap_or_else(|d| panic!("seed {seed}: {d}\n{acts:?}"));
+        }
+    }
+    // As it is, when all is stored, and when another process has read it back.
+    for last in [None, Some(Act::Store), Some(Act::Restart(End::Killed))] {
+        last.into_iter().for_each(|act| family.act(act).unwrap_or_else(|d| panic!("seed {seed}: {d}\n{acts:?}")));
+        family.check().unwrap_or_else(|d| panic!("seed {seed}, {last:?}: {d}\n{acts:?}"));
+    }
+    length as u64
+}
+
+#[test]
+fn every_disk_and_snapshot_shows_what_it_must() {
+    let wanted = std::env::var("LAMINA_SIM_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(HISTORIES);
+    let begun = std::time::Instant::now();
+    let (first, acts) = (first_seed(), AtomicU64::new(0));
+    in_parallel(wanted as usize, |n| {
+        acts.fetch_add(play(first + n as u64), Ordering::Relaxed);
+        true
+    });
+    println!("{wanted} histories, {} operations, {:?}", acts.into_inner(), begun.elapsed());
+}
