@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use lamina_contract::{
-    Clock, Coordination, Disk, Location, RecordChange, ScoNumber, SnapshotId, Timestamp, VolumeId, VolumeRecord,
+    Clock, Coordination, Cut, Disk, Location, RecordChange, ScoNumber, SnapshotId, Timestamp, VolumeId, VolumeRecord,
 };
 use lamina_formats::journal::{JournalEntry, JournalOp};
 
@@ -68,11 +68,8 @@ impl Opened {
 
     /// Ends levels at the cuts that stand before container `next`.
     fn cross_cuts(&mut self, next: ScoNumber) -> Result<(), EngineError> {
-        while let Some(cut) = self.cuts.pop_front_if(|cut| cut.after < next) {
+        while let Some((cut, view)) = self.cuts.pop_front_if(|(cut, _)| cut.after < next) {
             self.layers.close_open();
-            let cut = Arc::new(cut);
-            let view = Arc::new(View::of_levels(cut.note.id));
-            self.snapshots.add(cut.clone(), view.clone());
             let target = cut.rollback.map(|target| self.target(target)).transpose()?;
             self.layers.cut(cut, view, target);
         }
@@ -90,15 +87,16 @@ impl Opened {
     /// turns up, it says the same. Cuts that reach further than what there is lost a part of their blocks with the journal.
     pub(crate) fn seal_off(&mut self, coordination: &dyn Coordination) -> Result<(), EngineError> {
         let last = self.layers.close_for_cut();
-        if self.cuts.iter().any(|cut| cut.after > last) {
-            for cut in self.cuts.iter_mut().filter(|cut| cut.after > last) {
+        if self.cuts.iter().any(|(cut, _)| cut.after > last) {
+            for (cut, _) in self.cuts.iter_mut().filter(|(cut, _)| cut.after > last) {
                 tracing::error!(volume = %self.id, snapshot = %cut.note.name,
                     "the journal lost blocks that the snapshot held: it shows the volume as it came back");
-                cut.after = last;
-                cut.note.labels.insert(CUT_SHORT.to_owned(), "the journal was lost".to_owned());
+                let mut short = Cut { after: last, ..(**cut).clone() };
+                short.note.labels.insert(CUT_SHORT.to_owned(), "the journal was lost".to_owned());
+                *cut = Arc::new(short);
+                self.snapshots.replace(cut.clone());
             }
-            let waiting = self.snapshots.waiting();
-            let all = waiting.iter().map(|cut| (**cut).clone()).chain(self.cuts.iter().cloned()).collect();
+            let all = self.snapshots.waiting().iter().map(|cut| (**cut).clone()).collect();
             coordination.change(&[(self.ownership, RecordChange::SetCuts(all))])?;
         }
         self.cross_cuts(last.next())

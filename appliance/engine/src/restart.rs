@@ -119,12 +119,15 @@ impl Sources {
         let old = old_manifests(namespace, &self.manifest_keys(namespace).await?, &root.manifest);
         // A cut that a manifest holds is not promised any more, even if the registry still says so.
         let held = |cut: &Cut| root.snapshots.iter().any(|snapshot| snapshot.note.id == cut.note.id);
-        let cuts: VecDeque<Cut> = record.cuts.iter().filter(|cut| !held(cut)).cloned().collect();
+        let promised = record.cuts.iter().filter(|cut| !held(cut)).cloned();
+        let cuts: VecDeque<_> = promised.map(|cut| (Arc::new(cut.clone()), Arc::new(View::of_levels(cut.note.id)))).collect();
         let last_time = root.tlogs.iter().flatten().map(|entry| entry.time).max().unwrap_or(root.manifest.time);
         let behind = Behind::new(root.manifest, replayed, old, last_time);
         let snapshots = Snapshots::new(record.id, root.snapshots, root.past);
+        // Clones of them may open before the journal has come to them.
+        cuts.iter().for_each(|(cut, view)| snapshots.add(cut.clone(), view.clone()));
         let mut targets = Vec::new();
-        for target in cuts.iter().filter_map(|cut| cut.rollback) {
+        for target in cuts.iter().filter_map(|(cut, _)| cut.rollback) {
             if snapshots.stored_one(target).is_some() {
                 targets.push(snapshots.view(target, &pages).await?);
             }

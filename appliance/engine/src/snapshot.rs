@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lamina_contract::snapshot::{MOST_DESCRIPTION, check_labels};
-use lamina_contract::{Cut, Labels, RecordChange, SnapshotId, SnapshotName, SnapshotNote, VolumeId, VolumeName};
+use lamina_contract::{Cut, Labels, Ownership, RecordChange, SnapshotId, SnapshotName, SnapshotNote, VolumeId, VolumeName};
 
 use crate::error::EngineError;
 use crate::failpoint;
@@ -150,7 +150,7 @@ impl Node {
             volumes.into_iter().map(cut).collect()
         };
         failpoint::hit(failpoint::CUT_BEFORE_RECORD);
-        if let Err(error) = self.record(&cuts).await {
+        if let Err(error) = self.record(&cuts, Vec::new()).await {
             for (volume, cut) in &cuts {
                 volume.snapshots.take_back(cut.note.id);
             }
@@ -162,10 +162,13 @@ impl Node {
 
     /// Makes what stands before cuts durable, and then the promise of them. After an error there is no promise of any; where that cannot
     /// be made sure of, the volumes are halted, since a start would keep it.
-    async fn record(&self, cuts: &[(Arc<Volume>, Arc<Cut>)]) -> Result<(), EngineError> {
+    async fn record(
+        &self,
+        cuts: &[(Arc<Volume>, Arc<Cut>)],
+        mut changes: Vec<(Ownership, RecordChange)>,
+    ) -> Result<(), EngineError> {
         let core = self.core.clone();
-        let changes: Vec<_> =
-            cuts.iter().map(|(volume, cut)| (volume.ownership(), RecordChange::AddCut((**cut).clone()))).collect();
+        changes.extend(cuts.iter().map(|(volume, cut)| (volume.ownership(), RecordChange::AddCut((**cut).clone()))));
         let recorded = self.core.run_heavy(move || {
             core.journal.sync()?;
             Ok::<_, EngineError>(core.coordination.change(&changes)?)
@@ -248,7 +251,8 @@ impl Node {
             targets.iter().map(promise).collect()
         };
         failpoint::hit(failpoint::CUT_BEFORE_RECORD);
-        self.record(&promised).await?;
+        let sizes = targets.iter().map(|(volume, .., size)| (volume.ownership(), RecordChange::Size(*size)));
+        self.record(&promised, sizes.collect()).await?;
         failpoint::hit(failpoint::CUT_RECORDED);
         {
             let _append = self.core.journal.lock();

@@ -118,6 +118,12 @@ impl Snapshots {
         self.state.write().waiting.push((cut, view));
     }
 
+    /// A promise reaches less far than it did.
+    pub(crate) fn replace(&self, cut: Arc<Cut>) {
+        let mut state = self.state.write();
+        state.waiting.iter_mut().filter(|(old, _)| old.note.id == cut.note.id).for_each(|(old, _)| *old = cut.clone());
+    }
+
     /// A promise could not be recorded: there is no such snapshot.
     pub(crate) fn take_back(&self, id: SnapshotId) {
         self.state.write().waiting.retain(|(cut, _)| cut.note.id != id);

@@ -117,7 +117,7 @@ pub(crate) struct Opened {
     pub(crate) pages: CheckpointedMap,
     pub(crate) behind: Behind,
     /// Cuts that were promised and that the journal has not come to yet, oldest first.
-    pub(crate) cuts: VecDeque<Cut>,
+    pub(crate) cuts: VecDeque<(Arc<Cut>, Arc<View>)>,
     /// Stored snapshots that those go back to.
     pub(crate) targets: Vec<Arc<View>>,
 }
