@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lamina_contract::BlockAddress;
+use lamina_contract::{BlockAddress, VolumeId};
 
 use crate::delta::{LEAF_BLOCKS, LeafNumber};
 use crate::error::EngineError;
@@ -29,6 +29,8 @@ pub struct Extent {
 struct Candidates {
     leaves: BTreeSet<u64>,
     roots: Vec<(Arc<RootState>, u8)>,
+    /// Volumes that were asked: a volume may stand on a snapshot of its own.
+    asked: Vec<VolumeId>,
 }
 
 impl Volume {
@@ -106,6 +108,10 @@ impl Volume {
 impl Candidates {
     /// What `volume`, so many generations up, may hold something in.
     fn add(&mut self, volume: &Volume, generations: u8, first: LeafNumber, stop: LeafNumber) {
+        if self.asked.contains(&volume.id()) {
+            return;
+        }
+        self.asked.push(volume.id());
         let (views, root) = {
             let layers = volume.layers.read();
             layers.for_each_leaf(first, stop, |leaf| self.leaves.extend([leaf.0]));

@@ -45,6 +45,8 @@ impl Node {
                 return Ok(());
             }
             refuse_snapshots(&volume)?;
+            // Blocks that its ancestors still have in the journal are not told from its own.
+            self.wait_for_pages(&volume, cancel).await?;
             volume.take_over_blocks(progress, cancel).await?;
             self.store_all(&volume).await?;
             let _change = self.changes.lock().await;
@@ -57,8 +59,28 @@ impl Node {
         Err(EngineError::Cancelled)
     }
 
+    /// Waits until a volume stands on map pages alone.
+    async fn wait_for_pages(&self, volume: &Arc<Volume>, cancel: &AtomicBool) -> Result<(), EngineError> {
+        loop {
+            let stands = volume.stand_on_pages(&mut *volume.behind.state.lock().await);
+            if stands && volume.layers.read().views().is_empty() {
+                return Ok(());
+            }
+            if volume.is_halted() || cancel.load(Ordering::Relaxed) {
+                return Err(EngineError::Cancelled);
+            }
+            if self.is_manual() {
+                self.step(false).await?;
+            } else {
+                volume.core.work.notify_one();
+                tokio::time::sleep(ROOM_POLL).await;
+            }
+        }
+    }
+
     async fn forget_parent(&self, volume: &Arc<Volume>) -> Result<(), EngineError> {
-        // What is left of the past names the parent.
+        // A root and a past that name the parent go, empty as they are.
+        volume.drop_foreign_root().await;
         volume.begin_past().await?;
         let mut record = self.core.coordination.get(volume.id())?;
         record.parent = None;
@@ -174,8 +196,20 @@ impl Volume {
         Ok(())
     }
 
+    /// Takes a root of an ancestor, under which nothing is, as what it is: all zeros. The next manifest says so.
+    async fn drop_foreign_root(&self) {
+        let mut state = self.behind.state.lock().await;
+        if self.pages.state().root.is_some_and(|root| root.0.ancestor > 0) {
+            state.manifest.map_root = Vec::new();
+            self.pages.switch(Arc::default());
+        }
+    }
+
     /// Whether pages or locations of the head's map name an ancestor. Everything is in pages.
     async fn needs_parent(&self) -> Result<bool, EngineError> {
+        if !self.layers.read().views().is_empty() {
+            return Ok(true);
+        }
         let state = self.pages.state();
         if state.root.is_some_and(|root| root.0.ancestor > 0) {
             return Ok(!state.directories.is_empty());
