@@ -385,7 +385,7 @@ impl Volume {
     pub(crate) async fn decide(self: &Arc<Self>, state: &mut State, mut next: Manifest) -> Result<(), Halted> {
         next.generation = Generation(state.manifest.generation.0 + 1);
         next.epoch = self.epoch();
-        next.size_bytes = self.size_bytes();
+        next.size_bytes = self.size_at(next.last_sco, next.size_bytes);
         next.time = self.core.clock.wall();
         let key = self.namespace().manifest(next.generation, next.epoch);
         self.put_until_stored(&key, next.encode().into()).await?;

@@ -175,6 +175,11 @@ impl Layers {
         ScoNumber(self.open.number.0 - 1)
     }
 
+    /// The last container that has an entry.
+    pub(crate) fn last_container(&self) -> ScoNumber {
+        if self.open.is_empty() { ScoNumber(self.open.number.0 - 1) } else { self.open.number }
+    }
+
     /// Ends the head's level with `cut`; what comes next goes on from there, or from `rollback`. The open container is empty.
     pub(crate) fn cut(&mut self, cut: Arc<Cut>, view: Arc<View>, rollback: Option<Arc<View>>) {
         debug_assert!(self.open.is_empty(), "a cut within a container");
@@ -187,6 +192,11 @@ impl Layers {
     /// The oldest cut that waits.
     pub(crate) fn first_cut(&self) -> Option<(Arc<Cut>, Arc<View>)> {
         self.ended.front()?.end.clone()
+    }
+
+    /// The youngest cut that waits.
+    pub(crate) fn last_cut(&self) -> Option<SnapshotId> {
+        self.ended.back()?.end.as_ref().map(|(cut, _)| cut.note.id)
     }
 
     /// How many cuts wait.

@@ -1,6 +1,10 @@
 //! Changing what operators set on a volume: its size, and its settings.
+//!
+//! Growing makes what comes in zero first, so whatever an earlier end left behind it is not seen again; shrinking is one decision in the
+//! registry, and what was cut off is given back after it. A manifest has the size that belongs to the entries which it holds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lamina_contract::snapshot::check_labels;
 use lamina_contract::{BlockAddress, RecordChange, VolumeId, VolumeSettings};
@@ -11,10 +15,11 @@ use crate::snapshot::Paused;
 use crate::volume::Volume;
 use crate::write::{Accepted, Staging};
 
+/// How long to wait before the journal is asked for room again.
+const ROOM_POLL: Duration = Duration::from_millis(5);
+
 impl Node {
     /// Changes a volume's capacity. Shrinking refuses to cut data off unless `force` says so; what is cut off is gone, but for snapshots.
-    ///
-    /// A crash while shrinking leaves the old size, with what was to be cut off gone already.
     ///
     /// # Errors
     /// When the size makes no sense, data would be cut off, or the journal or registry refuse.
@@ -29,43 +34,35 @@ impl Node {
         if bytes == before {
             return Ok(());
         }
-        if bytes < before {
-            self.cut_off(&volume, bytes, before, force).await?;
-        }
-        let (coordination, owner) = (self.core.coordination.clone(), volume.ownership());
-        let changed = self.core.run_heavy(move || coordination.change(&[(owner, RecordChange::Size(bytes))])).await;
-        if let Err(error) = changed.ok_or(EngineError::Interrupted)? {
-            volume.set_size(before);
-            return Err(error.into());
-        }
-        volume.set_size(bytes);
+        // Requests under way were checked against the old end.
+        let paused = Paused::all(std::iter::once(volume.clone()));
+        let resized = self.resize_paused(&volume, before, bytes, force).await;
+        drop(paused);
+        resized?;
         tracing::info!(volume = %id, before, bytes, "volume resized");
         volume.mark_past().await
     }
 
-    /// Gives back everything behind the new end. Until it is decided, guests see the new end already.
-    async fn cut_off(&self, volume: &Arc<Volume>, bytes: u64, before: u64, force: bool) -> Result<(), EngineError> {
-        let size = volume.block_size().bytes() as u64;
-        let (end, old_end) = (BlockAddress(bytes / size), BlockAddress(before / size));
-        let paused = Paused::all(std::iter::once(volume.clone()));
-        volume.set_size(bytes);
-        let cut = async {
-            if !force && let Some(extent) = volume.extents(end, old_end, 1).await?.0.first() {
-                return Err(EngineError::WouldCut { volume: volume.id(), at: extent.first.0 * size });
-            }
-            let mut staging = Staging::default();
-            staging.add_zeros(end, old_end.0 - end.0, false);
-            volume.accept_while_paused(&staging).await?;
+    async fn resize_paused(&self, volume: &Arc<Volume>, before: u64, bytes: u64, force: bool) -> Result<(), EngineError> {
+        let block = |bytes: u64| BlockAddress(bytes / volume.block_size().bytes() as u64);
+        if bytes < before
+            && !force
+            && let Some(extent) = volume.extents(block(bytes), block(before), 1).await?.0.first()
+        {
+            return Err(EngineError::WouldCut { volume: volume.id(), at: extent.first.0 * volume.block_size().bytes() as u64 });
+        }
+        let ends = (block(before.min(bytes)), block(before.max(bytes)));
+        if bytes > before {
+            volume.give_back(ends.0, ends.1).await?;
             let core = self.core.clone();
             self.core.run_heavy(move || core.journal.sync()).await.ok_or(EngineError::Interrupted)??;
-            Ok(())
-        };
-        let cut = cut.await;
-        if cut.is_err() {
-            volume.set_size(before);
         }
-        drop(paused);
-        cut
+        let (coordination, owner) = (self.core.coordination.clone(), volume.ownership());
+        let changed = self.core.run_heavy(move || coordination.change(&[(owner, RecordChange::Size(bytes))])).await;
+        changed.ok_or(EngineError::Interrupted)??;
+        volume.set_size(bytes);
+        volume.size_follows(bytes);
+        if bytes < before { volume.give_back(ends.0, ends.1).await } else { Ok(()) }
     }
 
     /// Changes what operators set.
@@ -87,16 +84,18 @@ impl Node {
 }
 
 impl Volume {
-    /// Accepts changes of the appliance's own while those of guests wait.
-    async fn accept_while_paused(self: &Arc<Self>, staging: &Staging) -> Result<(), EngineError> {
+    /// Makes a range zero while guests' changes wait.
+    async fn give_back(self: &Arc<Self>, first: BlockAddress, end: BlockAddress) -> Result<(), EngineError> {
+        let mut staging = Staging::default();
+        staging.add_zeros(first, end.0 - first.0, false);
         loop {
             let accepted = {
                 let mut append = self.core.journal.lock();
-                self.accept_anyway(&mut append, staging)
+                self.accept_anyway(&mut append, &staging)
             };
             match accepted {
                 Accepted::Yes(_) => return Ok(()),
-                Accepted::Full => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                Accepted::Full => tokio::time::sleep(ROOM_POLL).await,
                 Accepted::Held | Accepted::Failed => return Err(EngineError::Halted { volume: self.id() }),
             }
         }

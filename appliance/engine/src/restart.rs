@@ -327,6 +327,17 @@ impl Sources {
         Ok(owners.into())
     }
 
+    /// Whether the store holds a snapshot of a volume that is registered.
+    async fn has_snapshot(&self, parent: Parent) -> Result<bool, EngineError> {
+        let record = self.coordination.get(parent.volume)?;
+        if record.generation == Generation(0) {
+            return Ok(false);
+        }
+        let owners = self.owners_of(&self.identity(parent.volume).await?).await?;
+        let root = self.verify(&owners, Namespace(parent.volume), record.generation, record.manifest_epoch).await?;
+        Ok(root.snapshots.iter().any(|snapshot| snapshot.note.id == parent.snapshot))
+    }
+
     async fn adopt_stranger(&self, id: VolumeId) -> Result<(), EngineError> {
         let namespace = Namespace(id);
         let identity = match self.identity(id).await {
@@ -348,6 +359,14 @@ impl Sources {
         if let Some(Root { manifest, .. }) = root {
             record.spec.size_bytes = manifest.size_bytes;
             (record.generation, record.manifest_epoch) = (manifest.generation, manifest.epoch);
+        }
+        if record.generation == Generation(0)
+            && let Some(parent) = record.parent
+            && !self.has_snapshot(parent).await?
+        {
+            tracing::error!(volume = %id, name = %record.spec.name, parent = %parent.volume,
+                "a clone had nothing stored, and what it was made from was lost with the journal: it is left out");
+            return Ok(());
         }
         let generation = record.generation;
         match self.coordination.create(&record) {

@@ -139,7 +139,9 @@ impl Volume {
         let target = match cut.rollback {
             Some(target) => {
                 let found = stored.iter().find(|snapshot| snapshot.note.id == target);
-                let root = found.ok_or(EngineError::NoSnapshot { volume: self.id(), snapshot: target })?.map_root;
+                let found = found.ok_or(EngineError::NoSnapshot { volume: self.id(), snapshot: target })?;
+                next.size_bytes = found.note.size_bytes;
+                let root = found.map_root;
                 Some((root, self.pages.load_root(root).await?))
             }
             None => None,

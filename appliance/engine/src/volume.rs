@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use lamina_contract::{
     BlockDevice, BlockSize, Cut, DeviceGeometry, Epoch, IoError, Op, Ownership, Parent, Request, SECTOR_BYTES, ScoNumber,
-    SectorCount, VolumeId, VolumeSettings, VolumeSpec,
+    SectorCount, SnapshotId, VolumeId, VolumeSettings, VolumeSpec,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -81,6 +81,8 @@ pub struct Volume {
     id: VolumeId,
     spec: VolumeSpec,
     size_bytes: AtomicU64,
+    /// Sizes that the next manifests have.
+    sizes: Mutex<VecDeque<NextSize>>,
     settings: RwLock<Arc<VolumeSettings>>,
     /// Its settings say that it is one; looked at for each request.
     template: AtomicBool,
@@ -102,6 +104,20 @@ pub struct Volume {
     paused: AtomicBool,
     state: AtomicU8,
     this: Weak<Self>,
+}
+
+/// A size that a manifest has once it holds what was accepted and cut before the size was.
+struct NextSize {
+    through: ScoNumber,
+    cut: Option<SnapshotId>,
+    bytes: u64,
+}
+
+impl NextSize {
+    /// Behind everything in `layers`.
+    fn behind(layers: &Layers, bytes: u64) -> Self {
+        Self { through: layers.last_container(), cut: layers.last_cut(), bytes }
+    }
 }
 
 /// What a volume is opened with.
@@ -128,6 +144,7 @@ impl Volume {
         let volume = Arc::new_cyclic(|this| Self {
             id: opened.id,
             size_bytes: AtomicU64::new(opened.spec.size_bytes),
+            sizes: Mutex::new(VecDeque::from([NextSize::behind(&opened.layers, opened.spec.size_bytes)])),
             template: AtomicBool::new(opened.settings.template),
             settings: RwLock::new(Arc::new(opened.settings)),
             parent: Mutex::new(opened.parent),
@@ -174,6 +191,24 @@ impl Volume {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// A manifest that holds all that is accepted by now has this size.
+    pub(crate) fn size_follows(&self, bytes: u64) {
+        let _append = self.core.journal.lock();
+        let next = NextSize::behind(&self.layers.read(), bytes);
+        self.sizes.lock().push_back(next);
+    }
+
+    /// The size that belongs to entries up to container `last`; `before` is what a manifest had so far.
+    pub(crate) fn size_at(&self, last: ScoNumber, before: u64) -> u64 {
+        let mut sizes = self.sizes.lock();
+        let mut size = before;
+        let holds = |next: &mut NextSize| next.through <= last && next.cut.is_none_or(|cut| !self.snapshots.is_waiting(cut));
+        while let Some(next) = sizes.pop_front_if(holds) {
+            size = next.bytes;
+        }
+        size
     }
 
     pub(crate) fn set_size(&self, bytes: u64) {
