@@ -90,7 +90,9 @@ impl Volume {
     /// The earliest moment that it can be taken back to; None when it keeps no past.
     #[must_use]
     pub fn past_begins(&self) -> Option<lamina_contract::Timestamp> {
-        self.snapshots.past_begins()
+        // The oldest root may be older than the window: it is what the window's first moments are reached from.
+        let begins = self.core.clock.wall().0.saturating_sub(self.settings().cdp_ms);
+        self.snapshots.past_begins().map(|oldest| oldest.max(lamina_contract::Timestamp(begins)))
     }
 
     fn note(&self, spec: &SnapshotSpec) -> SnapshotNote {

@@ -1,6 +1,6 @@
 //! Disks with snapshots, clones and a past, driven one operation at a time beside a model that keeps plain copies.
 //!
-//! Every write is flushed before the next operation, so what was answered survives a power cut as well as a kill: a crash leaves the
+//! Every write is made durable before the next operation, so what was answered survives a power cut as well as a kill: a crash leaves the
 //! state before the operation that was under way, or the state behind it, whole.
 
 use std::collections::BTreeMap;
@@ -78,6 +78,13 @@ pub enum Act {
         /// Which disk.
         disk: usize,
     },
+    /// A block gets new content that is not flushed, and then a snapshot is taken.
+    WriteAndSnapshot {
+        /// Which disk.
+        disk: usize,
+        /// Which block.
+        block: usize,
+    },
     /// Snapshots of two disks at one moment.
     SnapshotTwo {
         /// One disk.
@@ -152,8 +159,18 @@ pub struct Family {
     next_snapshot: usize,
     next_content: u32,
     probes: usize,
-    /// How many events there were before each operation, and what the disks held then.
-    history: Vec<(usize, Disks)>,
+    history: Vec<Began>,
+}
+
+/// An operation began.
+#[derive(Debug, Clone)]
+pub struct Began {
+    /// After how many events.
+    pub at: usize,
+    /// What the disks held then.
+    pub disks: Disks,
+    /// What else they may hold in its middle.
+    pub middles: Vec<Disks>,
 }
 
 /// A shape without volumes of its own.
@@ -207,8 +224,8 @@ impl Family {
 
     /// Ends everything: what the disks held at each moment, and what happened.
     #[must_use]
-    pub fn into_history(mut self) -> (Vec<(usize, Disks)>, Vec<Event>) {
-        let last = (usize::MAX, self.disks.clone());
+    pub fn into_history(mut self) -> (Vec<Began>, Vec<Event>) {
+        let last = Began { at: usize::MAX, disks: self.disks.clone(), middles: Vec::new() };
         let mut history = std::mem::take(&mut self.history);
         history.push(last);
         (history, self.life.into_log())
@@ -254,11 +271,17 @@ impl Family {
     /// # Errors
     /// Whatever went another way.
     pub fn act(&mut self, act: Act) -> Result<(), Difference> {
-        self.history.push((self.life.events(), self.disks.clone()));
+        self.history.push(Began { at: self.life.events(), disks: self.disks.clone(), middles: Vec::new() });
         self.life.pass(7);
         match act {
             Act::Create { blocks } => self.create(blocks),
             Act::Write { disk, block, count } => self.change(disk, block, count, Kind::Write),
+            Act::WriteAndSnapshot { disk, block } => {
+                self.change(disk, block, 1, Kind::Unflushed)?;
+                let middle = self.disks.clone();
+                self.history.iter_mut().last().into_iter().for_each(|began| began.middles.push(middle.clone()));
+                self.snapshot(&[disk])
+            }
             Act::SubBlock { disk, block } => self.change(disk, block, 1, Kind::SubBlock),
             Act::Discard { disk, block, count } => self.change(disk, block, count, Kind::Discard),
             Act::Snapshot { disk } => self.snapshot(&[disk]),
@@ -312,7 +335,7 @@ impl Family {
             // stay, so it is written as a whole through its parts.
             let sectors: Vec<Range<usize>> = match kind {
                 Kind::SubBlock => vec![0..3, 3..PER_BLOCK],
-                Kind::Write | Kind::Discard => std::iter::once(0..PER_BLOCK).collect(),
+                Kind::Write | Kind::Unflushed | Kind::Discard => std::iter::once(0..PER_BLOCK).collect(),
             };
             for part in sectors {
                 let start = block * PER_BLOCK + part.start;
@@ -333,9 +356,11 @@ impl Family {
         } else {
             self.submit(&volume, batch, &pending).map_err(|error| differs(format!("writing {name}: {error}")))?;
         }
-        let (transfer, wait) = transfer(Vec::new(), |_| {});
-        let flush = Request { op: Op::Flush, start: Lba(0), sectors: SectorCount(0), transfer };
-        self.submit(&volume, vec![flush], &[wait]).map_err(|error| differs(format!("flushing {name}: {error}")))?;
+        if kind != Kind::Unflushed {
+            let (transfer, wait) = transfer(Vec::new(), |_| {});
+            let flush = Request { op: Op::Flush, start: Lba(0), sectors: SectorCount(0), transfer };
+            self.submit(&volume, vec![flush], &[wait]).map_err(|error| differs(format!("flushing {name}: {error}")))?;
+        }
         self.entry(&name).blocks = Arc::new(now);
         Ok(())
     }
@@ -614,6 +639,7 @@ impl Family {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Write,
+    Unflushed,
     SubBlock,
     Discard,
 }
