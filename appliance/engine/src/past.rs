@@ -146,12 +146,9 @@ impl Volume {
                 }
             }
             let tlog = state.manifest.checkpoint_tlog;
-            past.push(PastRoot {
-                time: state.last_time,
-                tlog,
-                size_bytes: self.size_bytes(),
-                map_root: map_root(&state.manifest)?,
-            });
+            // The window begins now. Later roots date from their last entry: what is accepted and not stored yet belongs behind them.
+            let time = if past.is_empty() { self.core.clock.wall() } else { state.last_time };
+            past.push(PastRoot { time, tlog, size_bytes: self.size_bytes(), map_root: map_root(&state.manifest)? });
         }
         let stored = self.snapshots.stored();
         let mut next = state.manifest.clone();
