@@ -17,6 +17,7 @@ mod served;
 mod settings;
 mod state_dir;
 mod telemetry;
+mod unconnected;
 mod upkeep;
 mod view;
 mod watch;

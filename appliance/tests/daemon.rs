@@ -117,8 +117,7 @@ impl Daemon {
     }
 
     fn create(&self, volume: &str) -> Result<PathBuf, ClientError> {
-        let request =
-            CreateVolume { name: volume.to_owned(), size_bytes: 1 << 20, block_size: None, sco_size: None, read_only: false };
+        let request = CreateVolume { name: volume.to_owned(), size_bytes: 1 << 20, ..CreateVolume::default() };
         let made = self.ask(async |client| client.create(&request).await)?;
         assert_eq!((made.name.as_str(), made.size_bytes), (volume, 1 << 20));
         Ok(PathBuf::from(made.socket.expect("attached at once")))
@@ -231,14 +230,14 @@ fn mistakes_with_volumes_are_told_apart() {
     assert_eq!(kind(daemon.create("Web")), ProblemKind::InvalidRequest);
     assert_eq!(kind(daemon.ask(async |client| client.volume(&name("none")).await)), ProblemKind::NotFound);
     assert_eq!(kind(daemon.ask(async |client| client.attach(&name("none")).await)), ProblemKind::NotFound);
-    assert_eq!(kind(daemon.ask(async |client| client.delete(&name("none")).await)), ProblemKind::NotFound);
+    assert_eq!(kind(daemon.ask(async |client| client.delete(&name("none"), false).await)), ProblemKind::NotFound);
     for (size_bytes, block_size, sco_size) in
         [(0, None, None), (1000, None, None), (1 << 20, Some(5000), None), (1 << 20, None, Some(1))]
     {
-        let request = CreateVolume { name: "odd".to_owned(), size_bytes, block_size, sco_size, read_only: false };
+        let request = CreateVolume { name: "odd".to_owned(), size_bytes, block_size, sco_size, ..CreateVolume::default() };
         assert_eq!(kind(daemon.ask(async |client| client.create(&request).await)), ProblemKind::InvalidRequest, "{request:?}");
     }
-    daemon.ask(async |client| client.delete(&name("web")).await).expect("deleted");
+    daemon.ask(async |client| client.delete(&name("web"), false).await).expect("deleted");
     assert!(!socket.exists());
     daemon.create("web").expect("the name is free");
 }

@@ -4,21 +4,39 @@
 //! [`appliance::Appliance`] and the listeners; feature `client` adds [`client::Client`]. Sizes are numbers of bytes, times are
 //! RFC 3339 in UTC, names match `[a-z0-9-]{1,63}`. This crate knows no engine, no drive and no socket of a guest.
 
+pub mod audit;
+pub mod data;
 pub mod instant;
+pub mod job;
+pub mod label;
+pub mod name;
+pub mod page;
 pub mod paths;
 pub mod problem;
+pub mod role;
+pub mod schedule;
+pub mod snapshot;
 pub mod status;
 pub mod target;
+pub mod token;
+pub mod vm;
 pub mod volume;
 
 #[cfg(feature = "server")]
 pub mod appliance;
+#[cfg(feature = "server")]
+pub mod caller;
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "server")]
+pub mod idempotency;
 #[cfg(feature = "server")]
 pub mod listener;
 #[cfg(feature = "server")]
 pub mod routes;
 
-/// The largest body either side accepts, in bytes: far above any request, and about 1,500 volumes in a list.
+/// The largest body either side accepts, in bytes: far above any request, and about 1,000 volumes in a list.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// The most bytes of headers of a request.
+pub const MAX_HEADER_BYTES: usize = 16 << 10;

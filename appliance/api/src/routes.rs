@@ -14,8 +14,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::appliance::Appliance;
+use crate::page::Page;
 use crate::problem::{Problem, ProblemKind};
-use crate::volume::CreateVolume;
+use crate::volume::{CreateVolume, VolumeFilter};
 use crate::{MAX_BODY_BYTES, paths};
 
 /// How long a body may take to arrive.
@@ -60,7 +61,9 @@ async fn status(State(appliance): State<Shared>) -> Result<Response, Problem> {
 }
 
 async fn volumes(State(appliance): State<Shared>) -> Result<Response, Problem> {
-    call(appliance, |appliance| appliance.volumes()).await.map(|list| json(StatusCode::OK, &list))
+    call(appliance, |appliance| appliance.volumes(&VolumeFilter::default(), &Page::all()))
+        .await
+        .map(|list| json(StatusCode::OK, &list))
 }
 
 async fn volume(State(appliance): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
@@ -70,12 +73,12 @@ async fn volume(State(appliance): State<Shared>, Path(name): Path<String>) -> Re
 
 async fn create(State(appliance): State<Shared>, request: Request) -> Result<Response, Problem> {
     let request: CreateVolume = read(request.into_body()).await?;
-    call(appliance, move |appliance| appliance.create(&request)).await.map(|volume| json(StatusCode::CREATED, &volume))
+    call(appliance, move |appliance| appliance.create_volume(&request)).await.map(|volume| json(StatusCode::CREATED, &volume))
 }
 
 async fn delete(State(appliance): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
     let name = parse_name(&name)?;
-    call(appliance, move |appliance| appliance.delete(&name)).await.map(|()| StatusCode::NO_CONTENT.into_response())
+    call(appliance, move |appliance| appliance.delete_volume(&name, false)).await.map(|()| StatusCode::NO_CONTENT.into_response())
 }
 
 async fn attach(State(appliance): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
