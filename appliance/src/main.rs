@@ -9,6 +9,7 @@ mod clock;
 mod config;
 mod degraded;
 mod detached;
+mod documents;
 mod drives;
 mod exposition;
 mod logging;

@@ -75,6 +75,11 @@ impl StateDir {
         self.meta.join("pool")
     }
 
+    /// Small things that must survive.
+    pub(crate) fn documents(&self) -> PathBuf {
+        self.meta.join("documents")
+    }
+
     /// Volumes that shall not be attached.
     pub(crate) fn detached_file(&self) -> PathBuf {
         self.meta.join("detached.json")
