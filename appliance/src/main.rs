@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use lamina_api::appliance::Appliance;
-use lamina_api::listener::{LocalListener, NetworkListener};
+use lamina_api::listener::{LocalListener, MetricsListener};
 use lamina_api::routes;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -149,7 +149,7 @@ fn serve(runtime: &Runtime, settings: Settings, state: &StateDir, began: Instant
     let mut terminate = signal(SignalKind::terminate()).map_err(system("listening for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listening for signals"))?;
     drop(guard);
-    let network = settings.metrics_listen.map(NetworkListener::bind).transpose().map_err(system("binding the metrics address"))?;
+    let network = settings.metrics_listen.map(MetricsListener::bind).transpose().map_err(system("binding the metrics address"))?;
     let detached = Detached::open(state.detached_file()).map_err(system("reading the list of detached volumes"))?;
     let parts = runtime.block_on(wiring::open(&settings, state)).map_err(|error| DaemonError::Wiring(Box::new(error)))?;
     let mut served = Served::new(parts, settings, state.vhost().to_owned(), detached, runtime.handle().clone());

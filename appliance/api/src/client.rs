@@ -26,6 +26,9 @@ use crate::{MAX_BODY_BYTES, paths};
 /// Longer than the daemon's own patience with a call, so that its answer comes first.
 const PATIENCE: Duration = Duration::from_secs(75);
 
+/// Before a daemon that has too much to do is asked again, as its `Retry-After` says.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
+
 /// Answers may be larger than requests: ten thousand volumes.
 const MAX_ANSWER_BYTES: usize = 8 * MAX_BODY_BYTES;
 
@@ -270,14 +273,24 @@ impl Client {
     }
 
     async fn bytes(&self, method: Method, path: &str, sent: Sent) -> Result<(StatusCode, Bytes), ClientError> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "lamina")
-            .header(header::CONTENT_TYPE, sent.media_type)
-            .body(Full::new(sent.body))
-            .map_err(|error| ClientError::Broken(Box::new(error)))?;
-        let answer = tokio::time::timeout(PATIENCE, self.exchange(request)).await;
+        let patiently = async {
+            loop {
+                let request = Request::builder()
+                    .method(method.clone())
+                    .uri(path)
+                    .header(header::HOST, "lamina")
+                    .header(header::CONTENT_TYPE, sent.media_type)
+                    .body(Full::new(sent.body.clone()))
+                    .map_err(|error| ClientError::Broken(Box::new(error)))?;
+                let answer = self.exchange(request).await;
+                // Nothing was done: it may be asked again.
+                if !matches!(answer, Ok((StatusCode::TOO_MANY_REQUESTS, _))) {
+                    return answer;
+                }
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+        };
+        let answer = tokio::time::timeout(PATIENCE, patiently).await;
         let (status, bytes) = answer.unwrap_or(Err(ClientError::Slow { after: PATIENCE }))?;
         if status.is_success() {
             return Ok((status, bytes));

@@ -55,6 +55,15 @@ pub enum JobState {
 }
 
 impl JobState {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled];
+
+    /// All of them as the interface writes them.
+    pub const WORDS: [&'static str; 5] = {
+        let [a, b, c, d, e] = Self::ALL;
+        [a.as_str(), b.as_str(), c.as_str(), d.as_str(), e.as_str()]
+    };
+
     /// Whether nothing will change any more.
     #[must_use]
     pub const fn is_final(self) -> bool {
