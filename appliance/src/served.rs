@@ -29,6 +29,7 @@ use tokio::runtime::Handle;
 
 use crate::degraded::{self, States};
 use crate::detached::Detached;
+use crate::records::Records;
 use crate::settings::Settings;
 use crate::unconnected::not_connected;
 use crate::upkeep::Repairs;
@@ -43,6 +44,12 @@ const QUEUES: u16 = 16;
 /// How long a front end's answers in flight are waited for when its socket goes.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// What the daemon keeps beside volumes.
+pub(crate) struct Kept {
+    pub(crate) detached: Detached,
+    pub(crate) records: Records,
+}
+
 /// Volumes, sockets and what is told about them.
 pub(crate) struct Served {
     pub(crate) node: Arc<Node>,
@@ -51,6 +58,7 @@ pub(crate) struct Served {
     pub(crate) settings: Settings,
     pub(crate) transitions: Transitions,
     pub(crate) repairs: Repairs,
+    pub(crate) records: Records,
     clock: Arc<dyn Clock>,
     coordination: Arc<EmbeddedCoordination>,
     runtime: Handle,
@@ -64,7 +72,7 @@ pub(crate) struct Served {
 
 impl Served {
     /// Takes the parts over; serves nothing yet.
-    pub(crate) fn new(parts: Parts, settings: Settings, vhost: PathBuf, detached: Detached, runtime: Handle) -> Self {
+    pub(crate) fn new(parts: Parts, settings: Settings, vhost: PathBuf, kept: Kept, runtime: Handle) -> Self {
         Self {
             node: parts.node,
             store: parts.store,
@@ -72,12 +80,13 @@ impl Served {
             settings,
             transitions: Transitions::default(),
             repairs: Repairs::default(),
+            records: kept.records,
             clock: parts.clock,
             coordination: parts.coordination,
             runtime,
             vhost,
             fronts: RwLock::default(),
-            detached: Mutex::new(detached),
+            detached: Mutex::new(kept.detached),
             began: Instant::now(),
             recovery: Duration::ZERO,
         }
@@ -157,6 +166,7 @@ impl Served {
             unopened: &self.node.unopened(),
             unserved: &unserved,
             unreadable: self.repairs.unreadable(),
+            damaged: self.records.documents.damaged(),
         })
     }
 
@@ -164,6 +174,19 @@ impl Served {
         let records = self.coordination.list().map_err(|error| of_coordination(&error))?;
         records.into_iter().find(|record| !record.deleting && record.spec.name == *name).ok_or_else(|| {
             Problem::new(ProblemKind::NotFound, format!("no volume '{name}'")).advise("`lamina volume list` shows all volumes")
+        })
+    }
+
+    /// A volume that no guest is connected to, for reading and writing it.
+    pub(crate) fn idle(&self, name: &VolumeName) -> Result<Arc<lamina_engine::Volume>, Problem> {
+        let record = self.find(name)?;
+        if self.fronts.read().get(&record.id).is_some_and(|front| front.counters().connected) {
+            return Err(Problem::new(ProblemKind::Conflict, format!("a guest uses volume '{name}'"))
+                .advise("shut the guest down or take the disk from it first"));
+        }
+        self.node.volume(record.id).ok_or_else(|| {
+            Problem::new(ProblemKind::Unavailable, format!("volume '{name}' is not open"))
+                .advise("`lamina status` and the daemon's log say why")
         })
     }
 

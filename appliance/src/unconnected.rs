@@ -1,17 +1,12 @@
 //! Calls of the interface that nothing behind it answers yet.
 
-use lamina_api::appliance::{Access, Jobs, Schedules, Snapshots, Vms, VolumeData};
-use lamina_api::audit::{AuditLine, AuditList};
-use lamina_api::caller::Caller;
-use lamina_api::data::ExtentList;
-use lamina_api::idempotency::KeptAnswer;
-use lamina_api::job::{Job, JobList, JobState, Outcome};
-use lamina_api::name::{JobId, Name};
+use lamina_api::appliance::{Schedules, Snapshots, Vms};
+use lamina_api::job::{Job, Outcome};
+use lamina_api::name::Name;
 use lamina_api::page::Page;
 use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::schedule::{ChangeSchedule, CreateSchedule, Schedule, ScheduleList};
 use lamina_api::snapshot::{ChangeSnapshot, CreateClones, CreateSnapshot, Rollback, RolledBack, Snapshot, SnapshotList};
-use lamina_api::token::{CreateToken, NewToken, TokenList};
 use lamina_api::vm::{ChangeVm, CreateVm, CreateVmSnapshot, RolledBackVm, Vm, VmList, VmSnapshot, VmSnapshotList};
 use lamina_contract::VolumeName;
 
@@ -52,20 +47,6 @@ impl Snapshots for Served {
     }
 
     fn flatten(&self, _: &VolumeName) -> Result<Job, Problem> {
-        Err(not_connected())
-    }
-}
-
-impl VolumeData for Served {
-    fn extents(&self, _: &VolumeName, _: u64, _: usize) -> Result<ExtentList, Problem> {
-        Err(not_connected())
-    }
-
-    fn read_data(&self, _: &VolumeName, _: u64, _: u64) -> Result<Vec<u8>, Problem> {
-        Err(not_connected())
-    }
-
-    fn write_data(&self, _: &VolumeName, _: u64, _: &[u8]) -> Result<(), Problem> {
         Err(not_connected())
     }
 }
@@ -140,56 +121,4 @@ impl Schedules for Served {
     fn delete_schedule(&self, _: &Name) -> Result<(), Problem> {
         Err(not_connected())
     }
-}
-
-impl Jobs for Served {
-    fn jobs(&self, _: Option<JobState>, _: &Page) -> Result<JobList, Problem> {
-        Err(not_connected())
-    }
-
-    fn job(&self, _: JobId) -> Result<Job, Problem> {
-        Err(not_connected())
-    }
-
-    fn cancel_job(&self, _: JobId) -> Result<Job, Problem> {
-        Err(not_connected())
-    }
-
-    fn forget_job(&self, _: JobId) -> Result<(), Problem> {
-        Err(not_connected())
-    }
-}
-
-impl Access for Served {
-    fn identify(&self, _: &str) -> Option<Caller> {
-        None
-    }
-
-    fn tokens(&self, _: &Page) -> Result<TokenList, Problem> {
-        Err(not_connected())
-    }
-
-    fn create_token(&self, _: &CreateToken) -> Result<NewToken, Problem> {
-        Err(not_connected())
-    }
-
-    fn delete_token(&self, _: &Name) -> Result<(), Problem> {
-        Err(not_connected())
-    }
-
-    fn audit(&self, _: usize) -> Result<AuditList, Problem> {
-        Err(not_connected())
-    }
-
-    fn record(&self, _: &AuditLine) {}
-
-    fn kept_answers(&self) -> Vec<KeptAnswer> {
-        Vec::new()
-    }
-
-    fn keep_answer(&self, _: &KeptAnswer) -> Result<(), Problem> {
-        Err(not_connected())
-    }
-
-    fn drop_answer(&self, _: &str) {}
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -88,6 +89,9 @@ struct Door {
     rates: Rates,
 }
 
+/// What stands in a path where its pattern has braces.
+type Parameters = Result<RawPathParams, RawPathParamsRejection>;
+
 /// The number that the answer, the audit log and the daemon's log name a request by.
 #[derive(Debug, Clone)]
 struct RequestId(String);
@@ -127,8 +131,9 @@ impl Interface {
         });
         let mut router = Router::new();
         for route in ROUTES {
-            let handler = async move |State(door): State<Arc<Door>>, parameters: RawPathParams, request: Request| {
-                door.serve(route, &parameters, request).await
+            let handler = async move |State(door): State<Arc<Door>>, parameters: Parameters, request: Request| match parameters {
+                Ok(parameters) => door.serve(route, &parameters, request).await,
+                Err(_) => Problem::new(ProblemKind::InvalidRequest, "the path is not percent-encoded UTF-8").into_response(),
             };
             router = router.route(route.path, MethodRouter::new().on(filter(route.method), handler));
         }

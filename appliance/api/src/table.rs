@@ -148,7 +148,7 @@ pub const ROUTES: &[Route] = &[
     Route::get(paths::VOLUME_DATA, "read-volume-data", "Bytes of a volume that no guest is connected to.", volumes::read_data)
         .least(OPERATOR)
         .reach(Reach::Volume)
-        .queries(&[OFFSET, required(number("length", 1, MAX_DATA_BYTES, "How many bytes."))])
+        .queries(&[OFFSET, required(number("length", 512, MAX_DATA_BYTES, "How many bytes, a multiple of 512."))])
         .answers(&[Reply { status: 200, content: Content::Bytes }]),
     Route::put(
         paths::VOLUME_DATA,
@@ -287,7 +287,7 @@ const LABEL: Query = Query {
 };
 const STATE: Query =
     Query { name: "state", kind: QueryKind::Word(&JobState::WORDS), required: false, words: "Only those in this state." };
-const OFFSET: Query = required(number("offset", 0, MAX_SIZE_BYTES, "The first byte."));
+const OFFSET: Query = required(number("offset", 0, MAX_SIZE_BYTES, "The first byte, a multiple of 512."));
 
 const fn number(name: &'static str, least: u64, most: u64, words: &'static str) -> Query {
     Query { name, kind: QueryKind::Number { least, most }, required: false, words }

@@ -1,5 +1,7 @@
 //! Calls about volumes, their snapshots and their bytes.
 
+use lamina_contract::SECTOR_BYTES;
+
 use crate::call::{Answer, BYTES, Call};
 use crate::checked::Checked;
 use crate::data::MAX_DATA_BYTES;
@@ -109,6 +111,7 @@ pub(crate) fn extents(call: &Call) -> Result<Answer, Problem> {
 
 pub(crate) fn read_data(call: &Call) -> Result<Answer, Problem> {
     let (offset, length) = (call.number("offset").unwrap_or(0), call.number("length").unwrap_or(0));
+    whole_sectors(&[offset, length])?;
     Ok(Answer::other(BYTES, call.appliance.read_data(&call.volume()?, offset, length)?))
 }
 
@@ -116,6 +119,15 @@ pub(crate) fn write_data(call: &Call) -> Result<Answer, Problem> {
     if call.body.is_empty() || call.body.len() as u64 > MAX_DATA_BYTES {
         return Err(Problem::new(ProblemKind::InvalidRequest, format!("the body has 1 to {MAX_DATA_BYTES} bytes")));
     }
-    call.appliance.write_data(&call.volume()?, call.number("offset").unwrap_or(0), &call.body)?;
+    let offset = call.number("offset").unwrap_or(0);
+    whole_sectors(&[offset, call.body.len() as u64])?;
+    call.appliance.write_data(&call.volume()?, offset, &call.body)?;
     Ok(Answer::nothing())
+}
+
+fn whole_sectors(numbers: &[u64]) -> Result<(), Problem> {
+    if numbers.iter().all(|number| number.is_multiple_of(SECTOR_BYTES)) {
+        return Ok(());
+    }
+    Err(Problem::new(ProblemKind::InvalidRequest, format!("offsets and lengths are multiples of {SECTOR_BYTES}, a sector")))
 }
