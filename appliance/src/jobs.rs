@@ -375,7 +375,8 @@ mod tests {
         let place = Place::new();
         let jobs = place.open();
         let (go, gone) = tokio::sync::oneshot::channel::<()>();
-        let started = jobs.start(order(4), async move |progress| {
+        let started = jobs.start(order(0), async move |progress| {
+            progress.total(4);
             progress.phase("copying");
             progress.advance(1);
             gone.await.expect("goes on");

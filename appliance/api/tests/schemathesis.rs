@@ -14,7 +14,7 @@ use listeners::Listeners;
 /// Requests of each kind for each operation.
 const EXAMPLES: &str = "8";
 /// Seconds for all of it; `make test` waits for them.
-const BUDGET: &str = "70";
+const BUDGET: &str = "55";
 
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,\
                       response_schema_conformance,ignored_auth,unsupported_method";
