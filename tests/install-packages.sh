@@ -5,6 +5,7 @@
 # bookworm-backports through a private source list and private package lists under `.assets/apt`.
 #   .assets/kernel/vmlinuz     Debian's cloud kernel, booted by the guests of the tests
 #   .assets/kernel/modules/    its modules (what the package has under `lib/modules/<version>`)
+#   .assets/schemathesis/      a Python environment with schemathesis, which tests the management interface
 # Environment: DEBIAN_MIRROR (default http://deb.debian.org/debian), LAMINA_ASSETS (default `.assets` beside Cargo.toml).
 set -eu
 
@@ -12,10 +13,12 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 assets=${LAMINA_ASSETS:-$root/.assets}
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 # For the build (nasm and autotools build ISA-L, libclang reads its headers), then what guests and baselines are made of.
-packages="gcc libc6-dev make pkg-config nasm autoconf automake libtool libclang-dev busybox-static e2fsprogs fdisk util-linux mount procps"
+packages="gcc libc6-dev make pkg-config nasm autoconf automake libtool libclang-dev busybox-static e2fsprogs fdisk util-linux mount procps python3-venv"
 # The agent that a guest runs, and what libvirt says a domain is.
 packages="$packages qemu-guest-agent libvirt0 libxml2-utils"
 backports="qemu-system-x86 qemu-utils"
+# From PyPI, since Debian has none.
+schemathesis=4.32.5
 
 say() { printf 'install-packages: %s\n' "$*"; }
 fail() { printf 'install-packages: %s\n' "$*" >&2; exit 1; }
@@ -42,7 +45,10 @@ qemu_is_new_enough || newer="$backports"
 kernel_there=no
 [ -s "$assets/kernel/vmlinuz" ] && [ -d "$assets/kernel/modules" ] && kernel_there=yes
 
-if [ -z "$missing" ] && [ -z "$newer" ] && [ $kernel_there = yes ]; then
+schemathesis_there=no
+[ "$(cat "$assets/schemathesis/version" 2>/dev/null || true)" = $schemathesis ] && schemathesis_there=yes
+
+if [ -z "$missing" ] && [ -z "$newer" ] && [ $kernel_there = yes ] && [ $schemathesis_there = yes ]; then
     exit 0
 fi
 
@@ -93,5 +99,14 @@ if [ $kernel_there = no ]; then
     mv "$work"/root/lib/modules/* "$assets/kernel/modules"
     # Last, since its presence says that the rest is complete.
     mv "$work"/root/boot/vmlinuz-* "$assets/kernel/vmlinuz"
+fi
+if [ $schemathesis_there = no ]; then
+    say "installing schemathesis $schemathesis"
+    rm -rf "$assets/schemathesis"
+    # The system's own Python: its environments last as long as it does.
+    /usr/bin/python3 -m venv "$assets/schemathesis"
+    "$assets/schemathesis/bin/pip" install -q --disable-pip-version-check "schemathesis==$schemathesis" >"$assets/pip.log" 2>&1 || { tail -n 20 "$assets/pip.log" >&2; fail "cannot install schemathesis from PyPI"; }
+    # Last, since it says that the rest is complete.
+    echo $schemathesis >"$assets/schemathesis/version"
 fi
 say "ready"

@@ -2,6 +2,7 @@
 //!
 //! Sizes are numbers of bytes or text as `8GiB`; times are text as `30s`. A file has at most [`MAX_BYTES`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use lamina_api::role::Role;
 use lamina_contract::{ByteSize, Policy};
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
@@ -17,7 +19,7 @@ use serde::{Deserialize, Deserializer};
 /// Far above any real configuration, and little enough to read on every start.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What the file says; `None` where it says nothing. Each key is named as its flag is.
+/// What the file says; `None` where it says nothing. A key that has a flag is named as that is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Document {
@@ -39,6 +41,12 @@ pub(crate) struct Document {
     pub(crate) memory_cap: Option<ByteSize>,
     #[serde(deserialize_with = "parsed")]
     pub(crate) metrics_listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "parsed")]
+    pub(crate) api_listen: Option<SocketAddr>,
+    pub(crate) api_certificate: Option<PathBuf>,
+    pub(crate) api_key: Option<PathBuf>,
+    pub(crate) api_client_ca: Option<PathBuf>,
+    pub(crate) api_clients: BTreeMap<String, Role>,
     pub(crate) log: Option<String>,
     pub(crate) log_format: Option<LogFormat>,
 }

@@ -20,6 +20,8 @@ pub(crate) struct States<'a> {
     pub(crate) unserved: &'a [String],
     /// Objects that the last repair found unreadable.
     pub(crate) unreadable: u64,
+    /// Documents that did not verify at the start, where they are now.
+    pub(crate) damaged: &'a [std::path::PathBuf],
 }
 
 /// How a drive is, all told.
@@ -111,6 +113,14 @@ fn node(states: &States<'_>) -> Vec<Degradation> {
     let unstored: u64 = states.volumes.iter().map(|volume| volume.unstored_bytes).sum();
     let ssd = format!("losing the SSD now would cost {}", lamina_contract::ByteSize(unstored));
     let mut list = Vec::new();
+    for path in states.damaged {
+        let detail = format!("a document did not verify at the start and is set aside: {}", path.display());
+        list.push(entry(
+            "document-damaged",
+            detail,
+            "what it said (a token, job, VM or schedule) does not hold any more".to_owned(),
+        ));
+    }
     if node.journal_failed {
         let detail = "the journal's SSD lost a write: nothing is accepted any more; replace it and restart".to_owned();
         list.push(entry("journal-failed", detail, ssd.clone()));

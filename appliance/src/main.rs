@@ -5,20 +5,29 @@
 
 mod allocator;
 mod args;
+mod audit_log;
 mod clock;
 mod config;
 mod degraded;
 mod detached;
+#[cfg_attr(not(test), expect(dead_code, reason = "VMs and schedules are not connected yet"))]
+mod documents;
 mod drives;
 mod exposition;
+#[cfg_attr(not(test), expect(dead_code, reason = "no call that begins a job is connected yet"))]
+mod jobs;
 mod logging;
 mod notify;
+mod records;
 mod served;
 mod settings;
 mod state_dir;
 mod telemetry;
+mod tokens;
+mod unconnected;
 mod upkeep;
 mod view;
+mod volume_data;
 mod watch;
 mod wiring;
 
@@ -29,15 +38,17 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use lamina_api::appliance::Appliance;
-use lamina_api::listener::{LocalListener, NetworkListener};
-use lamina_api::routes;
+use lamina_api::listener::{LocalListener, MetricsListener, NetworkListener};
+use lamina_api::routes::{self, Interface, Limits};
+use lamina_api::tls::{Tls, TlsError};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Arguments;
 use crate::detached::Detached;
 use crate::notify::Notifier;
-use crate::served::Served;
+use crate::records::{Records, RecordsError};
+use crate::served::{Kept, Served};
 use crate::settings::{Settings, SettingsError};
 use crate::state_dir::{StateDir, StateError};
 use crate::wiring::WiringError;
@@ -51,6 +62,13 @@ const LATE_PATIENCE: Duration = Duration::from_secs(10);
 /// Threads for what blocks, beside those of the drives.
 const BLOCKING_THREADS: usize = 256;
 
+/// Threads of the interface: two for connections, and for calls one each; every call that is under way has one.
+const API_THREADS: usize = 2;
+const API_CALLS: usize = 128;
+
+/// How much the interface's threads stand behind those that serve guests.
+const API_NICE: i32 = 10;
+
 /// How long tasks that are left may go on after that.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -63,6 +81,10 @@ enum DaemonError {
     State(#[from] StateError),
     #[error("{0}")]
     Wiring(#[source] Box<WiringError>),
+    #[error(transparent)]
+    Records(#[from] RecordsError),
+    #[error("TLS of the interface")]
+    Tls(#[from] TlsError),
     #[error("{doing}")]
     System {
         doing: &'static str,
@@ -74,10 +96,10 @@ enum DaemonError {
 impl DaemonError {
     fn exit_code(&self) -> u8 {
         let needs_operator = match self {
-            Self::Settings(_) => true,
+            Self::Settings(_) | Self::Tls(_) => true,
             Self::State(error) => matches!(error, StateError::InUse { .. }),
             Self::Wiring(error) => error.needs_operator(),
-            Self::System { .. } => false,
+            Self::Records(_) | Self::System { .. } => false,
         };
         if needs_operator { 2 } else { 1 }
     }
@@ -121,6 +143,7 @@ fn run(arguments: &Arguments) -> Result<(), DaemonError> {
         return writeln!(io::stdout(), "{names}").map_err(system("printing"));
     }
     let settings = Settings::load(arguments)?;
+    let tls = settings.api.as_ref().map(|api| Tls::load(api.tls.clone())).transpose()?;
     if arguments.check {
         return writeln!(io::stdout(), "the configuration is right").map_err(system("printing"));
     }
@@ -135,35 +158,74 @@ fn run(arguments: &Arguments) -> Result<(), DaemonError> {
         .thread_name("lamina")
         .build()
         .map_err(system("starting threads"))?;
-    let ended = serve(&runtime, settings, &state, began);
+    let interface = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(API_THREADS)
+        .max_blocking_threads(API_CALLS)
+        .thread_name("lamina-api")
+        .on_thread_start(stand_back)
+        .build()
+        .map_err(system("starting threads"))?;
+    let ended = serve(Runtimes { main: &runtime, interface: &interface }, settings, tls, &state, began);
+    interface.shutdown_timeout(LAST_PATIENCE);
     runtime.shutdown_timeout(LAST_PATIENCE);
     ended
 }
 
-fn serve(runtime: &Runtime, settings: Settings, state: &StateDir, began: Instant) -> Result<(), DaemonError> {
+/// Two sets of threads, so that a flood of calls takes no thread that serves a guest.
+#[derive(Clone, Copy)]
+struct Runtimes<'a> {
+    main: &'a Runtime,
+    interface: &'a Runtime,
+}
+
+/// Linux counts niceness by thread.
+fn stand_back() {
+    if let Err(errno) = rustix::process::nice(API_NICE) {
+        tracing::debug!(%errno, "a thread of the interface keeps its priority");
+    }
+}
+
+fn serve(
+    runtimes: Runtimes<'_>,
+    settings: Settings,
+    tls: Option<Tls>,
+    state: &StateDir,
+    began: Instant,
+) -> Result<(), DaemonError> {
+    let runtime = runtimes.main;
     let notifier = Arc::new(Notifier::from_environment());
     // Before anything is opened, so that a signal during recovery is not lost.
     let guard = runtime.enter();
     let mut terminate = signal(SignalKind::terminate()).map_err(system("listening for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listening for signals"))?;
     drop(guard);
-    let network = settings.metrics_listen.map(NetworkListener::bind).transpose().map_err(system("binding the metrics address"))?;
+    let metrics = settings.metrics_listen.map(MetricsListener::bind).transpose().map_err(system("binding the metrics address"))?;
+    let network = settings.api.as_ref().map(|api| api.listen).zip(tls);
+    let network = network.map(|(address, tls)| NetworkListener::bind(address, tls)).transpose();
+    let network = network.map_err(system("binding the address of the interface"))?;
     let detached = Detached::open(state.detached_file()).map_err(system("reading the list of detached volumes"))?;
     let parts = runtime.block_on(wiring::open(&settings, state)).map_err(|error| DaemonError::Wiring(Box::new(error)))?;
-    let mut served = Served::new(parts, settings, state.vhost().to_owned(), detached, runtime.handle().clone());
+    let kept = Kept { detached, records: Records::open(state, &parts.clock, runtime.handle().clone())? };
+    let mut served = Served::new(parts, settings, state.vhost().to_owned(), kept, runtime.handle().clone());
     served.attach_all();
     let local = LocalListener::bind(state.api_socket()).map_err(system("binding the local socket"))?;
     served.ready(began.elapsed());
     let served = Arc::new(served);
 
-    let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
     let mut tasks = vec![runtime.spawn(telemetry::run(Arc::clone(&served), Arc::clone(&notifier)))];
     tasks.push(runtime.spawn(upkeep::run(Arc::clone(&served))));
     tasks.push(runtime.spawn(upkeep::reopen(Arc::clone(&served))));
-    if let Some(network) = network {
-        tasks.push(runtime.spawn(logged("metrics", network.serve(routes::metrics_router(Arc::clone(&appliance))))));
+    let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
+    let interface = Interface::new(Arc::clone(&appliance));
+    if let Some(metrics) = metrics {
+        tasks.push(runtimes.interface.spawn(logged("metrics", metrics.serve(routes::metrics_router(appliance)))));
     }
-    tasks.push(runtime.spawn(logged("interface", local.serve(routes::router(appliance)))));
+    if let Some(network) = network {
+        let serving = network.serve(interface.router(Limits::default()));
+        tasks.push(runtimes.interface.spawn(logged("interface on the network", serving)));
+    }
+    tasks.push(runtimes.interface.spawn(logged("interface", local.serve(interface.router(Limits::default())))));
     announce(&served, state, &notifier);
 
     runtime.block_on(async {

@@ -9,15 +9,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lamina_api::appliance::Appliance;
+use lamina_api::appliance::{Overview, Volumes};
 use lamina_api::listener::MAX_SOCKET_PATH;
+use lamina_api::page::{Page, Paged};
 use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::status::{Degradation, Status};
 use lamina_api::target::TargetList;
-use lamina_api::volume::{CreateVolume, Volume, VolumeList};
+use lamina_api::volume::{ChangeVolume, CreateVolume, Volume, VolumeFilter, VolumeList};
 use lamina_cluster::EmbeddedCoordination;
 use lamina_contract::{
-    BlockDevice, BlockSize, Coordination, CoordinationError, ScoSize, VolumeId, VolumeName, VolumeRecord, VolumeSpec,
+    BlockDevice, BlockSize, Clock, Coordination, CoordinationError, ScoSize, Timestamp, VolumeId, VolumeName, VolumeRecord,
+    VolumeSpec,
 };
 use lamina_distributor::Distributor;
 use lamina_engine::{EngineError, Node, VolumeStatus};
@@ -27,7 +29,9 @@ use tokio::runtime::Handle;
 
 use crate::degraded::{self, States};
 use crate::detached::Detached;
+use crate::records::Records;
 use crate::settings::Settings;
+use crate::unconnected::not_connected;
 use crate::upkeep::Repairs;
 use crate::view;
 use crate::watch::Watch;
@@ -40,6 +44,12 @@ const QUEUES: u16 = 16;
 /// How long a front end's answers in flight are waited for when its socket goes.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// What the daemon keeps beside volumes.
+pub(crate) struct Kept {
+    pub(crate) detached: Detached,
+    pub(crate) records: Records,
+}
+
 /// Volumes, sockets and what is told about them.
 pub(crate) struct Served {
     pub(crate) node: Arc<Node>,
@@ -48,6 +58,8 @@ pub(crate) struct Served {
     pub(crate) settings: Settings,
     pub(crate) transitions: Transitions,
     pub(crate) repairs: Repairs,
+    pub(crate) records: Records,
+    clock: Arc<dyn Clock>,
     coordination: Arc<EmbeddedCoordination>,
     runtime: Handle,
     vhost: PathBuf,
@@ -60,7 +72,7 @@ pub(crate) struct Served {
 
 impl Served {
     /// Takes the parts over; serves nothing yet.
-    pub(crate) fn new(parts: Parts, settings: Settings, vhost: PathBuf, detached: Detached, runtime: Handle) -> Self {
+    pub(crate) fn new(parts: Parts, settings: Settings, vhost: PathBuf, kept: Kept, runtime: Handle) -> Self {
         Self {
             node: parts.node,
             store: parts.store,
@@ -68,11 +80,13 @@ impl Served {
             settings,
             transitions: Transitions::default(),
             repairs: Repairs::default(),
+            records: kept.records,
+            clock: parts.clock,
             coordination: parts.coordination,
             runtime,
             vhost,
             fronts: RwLock::default(),
-            detached: Mutex::new(detached),
+            detached: Mutex::new(kept.detached),
             began: Instant::now(),
             recovery: Duration::ZERO,
         }
@@ -152,6 +166,7 @@ impl Served {
             unopened: &self.node.unopened(),
             unserved: &unserved,
             unreadable: self.repairs.unreadable(),
+            damaged: self.records.documents.damaged(),
         })
     }
 
@@ -159,6 +174,19 @@ impl Served {
         let records = self.coordination.list().map_err(|error| of_coordination(&error))?;
         records.into_iter().find(|record| !record.deleting && record.spec.name == *name).ok_or_else(|| {
             Problem::new(ProblemKind::NotFound, format!("no volume '{name}'")).advise("`lamina volume list` shows all volumes")
+        })
+    }
+
+    /// A volume that no guest is connected to, for reading and writing it.
+    pub(crate) fn idle(&self, name: &VolumeName) -> Result<Arc<lamina_engine::Volume>, Problem> {
+        let record = self.find(name)?;
+        if self.fronts.read().get(&record.id).is_some_and(|front| front.counters().connected) {
+            return Err(Problem::new(ProblemKind::Conflict, format!("a guest uses volume '{name}'"))
+                .advise("shut the guest down or take the disk from it first"));
+        }
+        self.node.volume(record.id).ok_or_else(|| {
+            Problem::new(ProblemKind::Unavailable, format!("volume '{name}' is not open"))
+                .advise("`lamina status` and the daemon's log say why")
         })
     }
 
@@ -216,22 +244,40 @@ impl Served {
     }
 }
 
-impl Appliance for Served {
+impl Overview for Served {
+    fn now(&self) -> Timestamp {
+        self.clock.wall()
+    }
+
     fn status(&self) -> Result<Status, Problem> {
         Ok(view::status(self, self.degradations()))
     }
 
-    fn volumes(&self) -> Result<VolumeList, Problem> {
+    fn targets(&self) -> Result<TargetList, Problem> {
+        Ok(view::targets(self))
+    }
+
+    fn metrics(&self) -> String {
+        exposition::text(self)
+    }
+}
+
+impl Volumes for Served {
+    fn volumes(&self, filter: &VolumeFilter, page: &Page) -> Result<VolumeList, Problem> {
         let mut records = self.coordination.list().map_err(|error| of_coordination(&error))?;
         records.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
-        Ok(VolumeList { volumes: records.iter().map(|record| self.show(record)).collect() })
+        // The filter knows shown volumes only; the page is cut before the rest is shown.
+        let shown = records.iter().map(|record| self.show(record)).filter(|volume| filter.holds(volume));
+        // A volume that is being deleted has given its name away: its identity keeps the two apart.
+        let Paged { entries, next } = page.cut(shown, |volume| format!("{} {}", volume.name, volume.id));
+        Ok(VolumeList { volumes: entries, next })
     }
 
     fn volume(&self, name: &VolumeName) -> Result<Volume, Problem> {
         self.find(name).map(|record| self.show(&record))
     }
 
-    fn create(&self, request: &CreateVolume) -> Result<Volume, Problem> {
+    fn create_volume(&self, request: &CreateVolume) -> Result<Volume, Problem> {
         let spec = spec(request)?;
         let name = spec.name.clone();
         self.check_socket(&name)?;
@@ -245,7 +291,12 @@ impl Appliance for Served {
         self.volume(&name)
     }
 
-    fn delete(&self, name: &VolumeName) -> Result<(), Problem> {
+    fn change_volume(&self, name: &VolumeName, _: &ChangeVolume) -> Result<Volume, Problem> {
+        self.find(name)?;
+        Err(not_connected())
+    }
+
+    fn delete_volume(&self, name: &VolumeName, _snapshots: bool) -> Result<(), Problem> {
         let mut detached = self.detached.lock();
         let record = self.find(name)?;
         if self.fronts.read().get(&record.id).is_some_and(|front| front.counters().connected) {
@@ -282,14 +333,6 @@ impl Appliance for Served {
         detached.insert(record.id).map_err(|error| unkept(&error))?;
         self.unserve(record.id, name);
         Ok(self.show(&record))
-    }
-
-    fn targets(&self) -> Result<TargetList, Problem> {
-        Ok(view::targets(self))
-    }
-
-    fn metrics(&self) -> String {
-        exposition::text(self)
     }
 }
 

@@ -9,6 +9,7 @@ use lamina_contract::{ByteSize, Policy};
 use crate::args::Arguments;
 use crate::config::{ConfigError, Configuration, LogFormat};
 use lamina_api::listener::MAX_SOCKET_PATH;
+use lamina_api::tls::TlsFiles;
 
 const SYSTEM_STATE: &str = "/var/lib/lamina";
 const SYSTEM_RUNTIME: &str = "/run/lamina";
@@ -45,8 +46,16 @@ pub(crate) struct Settings {
     pub(crate) memory_cap: ByteSize,
     pub(crate) store_lag: Duration,
     pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) api: Option<ApiSettings>,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
+}
+
+/// The interface on the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ApiSettings {
+    pub(crate) listen: SocketAddr,
+    pub(crate) tls: TlsFiles,
 }
 
 /// Why the settings were refused.
@@ -98,6 +107,10 @@ pub(crate) enum Problem {
     Lag { asked: Duration },
     #[error("{address} is not a loopback address: metrics have no authentication; use 127.0.0.1 and a proxy in front")]
     NotLoopback { address: SocketAddr },
+    #[error(
+        "the interface on the network needs api_listen, api_certificate and api_key together, and api_clients needs api_client_ca"
+    )]
+    ApiParts,
     #[error("'{text}' is not a log level: use error, warn, info, debug or trace, or directives as in RUST_LOG")]
     Level { text: String },
     #[error("paths of sockets end after {MAX_SOCKET_PATH} bytes and {} leaves no room for a volume's name: choose a shorter directory", path.display())]
@@ -141,6 +154,18 @@ impl Settings {
             memory_cap: flags.memory_cap.or(document.memory_cap).unwrap_or(DEFAULT_MEMORY),
             store_lag: flags.store_lag.or(document.store_lag).unwrap_or(DEFAULT_LAG),
             metrics_listen: flags.metrics_listen.or(document.metrics_listen),
+            api: match (document.api_listen, document.api_certificate, document.api_key) {
+                (Some(listen), Some(certificate), Some(key)) => Some(ApiSettings {
+                    listen,
+                    tls: TlsFiles {
+                        certificate: absolute(&certificate),
+                        key: absolute(&key),
+                        client_ca: document.api_client_ca.as_deref().map(absolute),
+                        clients: document.api_clients,
+                    },
+                }),
+                _ => None,
+            },
             log: flags.log.clone().or(document.log).unwrap_or_else(|| "info".to_owned()),
             log_format: flags.log_format.or(document.log_format).unwrap_or_default(),
         }
@@ -179,6 +204,7 @@ impl Settings {
             let flag = arguments.metrics_listen.map(|_| "--metrics-listen");
             return Err(sources.wrong(flag, "metrics_listen", Problem::NotLoopback { address }));
         }
+        sources.file.map_or(Ok(()), |file| check_api(file, sources))?;
         if tracing_subscriber::EnvFilter::try_new(&self.log).is_err() {
             let text = self.log.chars().take(80).collect();
             return Err(sources.wrong(arguments.log.as_ref().map(|_| "--log"), "log", Problem::Level { text }));
@@ -220,6 +246,24 @@ impl Settings {
             }
         }
         Ok(())
+    }
+}
+
+/// Half of an interface on the network would be none, silently.
+fn check_api(file: &Configuration, sources: &Sources<'_>) -> Result<(), SettingsError> {
+    let document = &file.document;
+    let needed = [
+        ("api_listen", document.api_listen.is_some()),
+        ("api_certificate", document.api_certificate.is_some()),
+        ("api_key", document.api_key.is_some()),
+    ];
+    let more = [("api_client_ca", document.api_client_ca.is_some()), ("api_clients", !document.api_clients.is_empty())];
+    let complete = needed.iter().all(|(_, there)| *there);
+    let strangers = !document.api_clients.is_empty() && document.api_client_ca.is_none();
+    match needed.iter().chain(&more).find(|(_, there)| *there) {
+        Some((key, _)) if !complete => Err(sources.wrong(None, key, Problem::ApiParts)),
+        _ if strangers => Err(sources.wrong(None, "api_clients", Problem::ApiParts)),
+        _ => Ok(()),
     }
 }
 
@@ -333,5 +377,30 @@ mod tests {
         std::fs::write(&path, "drives: [/a, /b]\n\npolicy: 4+2\n").expect("write");
         let error = load(&["--config", path.to_str().expect("text")]).expect_err("wrong");
         assert!(error.contains("lamina.yaml:3:9: policy 4+2 spreads over 6 drives and 2 are named"), "{error}");
+    }
+
+    #[test]
+    fn the_interface_on_the_network_is_whole_or_refused() {
+        let dir = tempfile::TempDir::new().expect("tempdir");
+        let path = dir.path().join("lamina.yaml");
+        let load = |text: &str| {
+            std::fs::write(&path, format!("drives: [/a]\npolicy: 1+0\n{text}")).expect("write");
+            super::tests::load(&["--config", path.to_str().expect("text")])
+        };
+        let whole = "api_listen: 192.0.2.1:9602\napi_certificate: /c.pem\napi_key: /k.pem\n";
+        assert_eq!(load(whole).expect("right").api.map(|api| api.tls.key), Some(PathBuf::from("/k.pem")));
+        let clients = format!("{whole}api_client_ca: /ca.pem\napi_clients: {{backup.example: viewer}}\n");
+        assert_eq!(load(&clients).expect("right").api.map(|api| api.tls.clients.len()), Some(1));
+        assert!(load("").expect("right").api.is_none());
+        for (text, place) in [
+            ("api_listen: 192.0.2.1:9602\n", "lamina.yaml:3:13: "),
+            ("api_key: /k.pem\n", "lamina.yaml:3:10: "),
+            ("api_client_ca: /ca.pem\n", "lamina.yaml:3:16: "),
+            (&format!("{whole}api_clients: {{backup.example: viewer}}\n"), "lamina.yaml:6:14: "),
+            (&format!("{whole}api_client_ca: /ca.pem\napi_clients: {{a: root}}\n"), "lamina.yaml:7:"),
+        ] {
+            let error = load(text).expect_err(text);
+            assert!(error.contains(place), "{text}: {error}");
+        }
     }
 }

@@ -40,6 +40,7 @@ fn holder(pid: Option<u32>) -> String {
 pub(crate) struct StateDir {
     _lock: File,
     meta: PathBuf,
+    audit: PathBuf,
     api_socket: PathBuf,
     vhost: PathBuf,
 }
@@ -52,12 +53,14 @@ impl StateDir {
         let lock = lock(state)?;
         let meta = state.join("meta");
         make(&meta, 0o750)?;
+        let audit = state.join("audit");
+        make(&audit, 0o750)?;
         make(&settings.journal_dir, 0o750)?;
         make(&settings.cache_dir, 0o750)?;
         make(&settings.runtime_dir, 0o755)?;
         let vhost = settings.runtime_dir.join("vhost");
         make(&vhost, 0o750)?;
-        Ok(Self { _lock: lock, meta, api_socket: settings.runtime_dir.join("lamina.sock"), vhost })
+        Ok(Self { _lock: lock, meta, audit, api_socket: settings.runtime_dir.join("lamina.sock"), vhost })
     }
 
     /// Where the registry's two copies lie.
@@ -73,6 +76,16 @@ impl StateDir {
     /// The pool's roster.
     pub(crate) fn pool_file(&self) -> PathBuf {
         self.meta.join("pool")
+    }
+
+    /// Where the audit log lies.
+    pub(crate) fn audit(&self) -> &Path {
+        &self.audit
+    }
+
+    /// Small things that must survive.
+    pub(crate) fn documents(&self) -> PathBuf {
+        self.meta.join("documents")
     }
 
     /// Volumes that shall not be attached.

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use lamina_api::instant::rfc3339;
+use lamina_api::label::Labels;
 use lamina_api::status::{CacheStatus, Degradation, Health, Space, Status, StoreStatus};
 use lamina_api::target::{Target, TargetList, TargetState};
-use lamina_api::volume::{Volume, VolumeCounters, VolumeState};
+use lamina_api::volume::{Volume, VolumeCounters, VolumeSettings, VolumeState};
 use lamina_contract::VolumeRecord;
 use lamina_engine::VolumeStatus;
 use lamina_vhost_blk::CounterSnapshot;
@@ -41,6 +42,13 @@ pub(crate) fn volume(
         connected: front.is_some_and(|front| front.connected),
         epoch: record.epoch.0,
         generation: record.generation.0,
+        labels: Labels::default(),
+        template: false,
+        parent: None,
+        clones: 0,
+        snapshots: 0,
+        settings: VolumeSettings::default(),
+        cdp_start: None,
         counters: status.map(|status| counters(status, front)).unwrap_or_default(),
     }
 }

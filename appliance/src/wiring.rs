@@ -34,6 +34,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<Distributor>,
     pub(crate) coordination: Arc<EmbeddedCoordination>,
     pub(crate) watch: Watch,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// Why the parts do not come together.
@@ -101,12 +102,12 @@ pub(crate) async fn open(settings: &Settings, state: &StateDir) -> Result<Parts,
             page_store: pages(settings, state),
             store: Arc::clone(&store) as Arc<dyn ObjectStore>,
             coordination: Arc::clone(&coordination) as Arc<dyn Coordination>,
-            clock,
+            clock: Arc::clone(&clock),
             runtime: Handle::current(),
         },
     );
     let node = node.await.map_err(WiringError::Engine)?;
-    Ok(Parts { node, store, coordination, watch })
+    Ok(Parts { node, store, coordination, watch, clock })
 }
 
 fn distributor(settings: &Settings, pool: Pool, clock: Arc<dyn Clock>) -> Result<Distributor, OptionsError> {

@@ -2,15 +2,19 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use lamina_api::audit::AuditList;
 use lamina_api::client::{Client, ClientError};
+use lamina_api::paths;
 use lamina_api::problem::ProblemKind;
+use lamina_api::role::Role;
 use lamina_api::status::{Health, Status};
 use lamina_api::target::TargetState;
+use lamina_api::token::{CreateToken, NewToken};
 use lamina_api::volume::{CreateVolume, VolumeState};
 use lamina_contract::VolumeName;
 use tempfile::TempDir;
@@ -117,8 +121,7 @@ impl Daemon {
     }
 
     fn create(&self, volume: &str) -> Result<PathBuf, ClientError> {
-        let request =
-            CreateVolume { name: volume.to_owned(), size_bytes: 1 << 20, block_size: None, sco_size: None, read_only: false };
+        let request = CreateVolume { name: volume.to_owned(), size_bytes: 1 << 20, ..CreateVolume::default() };
         let made = self.ask(async |client| client.create(&request).await)?;
         assert_eq!((made.name.as_str(), made.size_bytes), (volume, 1 << 20));
         Ok(PathBuf::from(made.socket.expect("attached at once")))
@@ -126,6 +129,16 @@ impl Daemon {
 
     fn status(&self) -> Status {
         self.ask(async |client| client.status().await).expect("answers")
+    }
+
+    /// What is answered to `line` (method and path) with a header and a body.
+    fn raw(&self, line: &str, header: &str, body: &str) -> String {
+        let mut stream = UnixStream::connect(self.state.join("run/lamina.sock")).expect("connects");
+        let head = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
     }
 
     /// Waits until the degradations, as one text, hold `words`.
@@ -213,13 +226,72 @@ fn volumes_and_their_attachment_survive_kill_and_restart() {
     let list = daemon.ask(async |client| client.volumes().await).expect("list").volumes;
     let states: Vec<_> = list.iter().map(|volume| (volume.name.as_str(), volume.state)).collect();
     assert_eq!(states, [("db", VolumeState::Detached), ("web", VolumeState::Attached)]);
-    assert!(std::os::unix::net::UnixStream::connect(&web).is_ok(), "somebody listens");
+    assert!(UnixStream::connect(&web).is_ok(), "somebody listens");
     let attached = daemon.ask(async |client| client.attach(&name("db")).await).expect("attached");
     assert_eq!(attached.socket.map(PathBuf::from), Some(db.clone()));
     assert!(daemon.terminate().success());
     let daemon = place.start();
     assert!(db.exists());
     assert_eq!(daemon.status().volumes_attached, 2);
+}
+
+#[test]
+fn tokens_answers_and_the_audit_log_survive_a_kill() {
+    let place = Place::new();
+    let mut daemon = place.start();
+    let token = CreateToken { name: "ci".to_owned(), role: Role::Viewer, expires_in_seconds: None, scope: None };
+    let made: NewToken = daemon.ask(async |client| client.post(paths::TOKENS, &token).await).expect("made");
+    let keyed = "idempotency-key: one";
+    let body = r#"{"name":"web","size_bytes":1048576}"#;
+    let first = daemon.raw("POST /api/v1/volumes", keyed, body);
+    assert!(first.starts_with("HTTP/1.1 201"), "{first}");
+    daemon.child.kill().expect("killed");
+    daemon.child.wait().expect("ended");
+
+    let daemon = place.start();
+    let bearer = format!("authorization: Bearer {}", made.secret);
+    assert!(daemon.raw("GET /api/v1/volumes", &bearer, "").starts_with("HTTP/1.1 200"));
+    assert!(daemon.raw("DELETE /api/v1/volumes/web", &bearer, "").starts_with("HTTP/1.1 403"));
+    let again = daemon.raw("POST /api/v1/volumes", keyed, body);
+    assert!(again.starts_with("HTTP/1.1 201") && again.contains("idempotency-replayed: true"), "{again}");
+    assert_eq!(again.lines().last(), first.lines().last());
+    let audit: AuditList = daemon.ask(async |client| client.get(paths::AUDIT).await).expect("read");
+    let lines: Vec<_> = audit.lines.iter().map(|line| (line.path.as_str(), line.status, line.who.starts_with("uid:"))).collect();
+    let expected = [("/api/v1/volumes", 201, true), ("/api/v1/volumes/web", 403, false), ("/api/v1/volumes", 201, true)];
+    assert_eq!(lines, [expected.as_slice(), &[("/api/v1/tokens", 201, true)]].concat());
+    let kept = std::fs::read_to_string(place.state().join("audit/audit.log")).expect("the log");
+    assert!(!kept.contains(&made.secret));
+}
+
+#[test]
+fn a_volumes_bytes_go_in_and_out_through_the_interface() {
+    let place = Place::new();
+    let mut daemon = place.start();
+    daemon.create("web").expect("made");
+    let bytes: Vec<u8> = (0..64u32 << 10).map(|at| (at % 251) as u8).collect();
+    let written = bytes.clone().into();
+    daemon.ask(async |client| client.write_data(&name("web"), 512, written).await).expect("written");
+    daemon.child.kill().expect("killed");
+    daemon.child.wait().expect("ended");
+    let daemon = place.start();
+    let read = daemon.ask(async |client| client.read_data(&name("web"), 0, 66_048).await).expect("read");
+    assert!(read[..512].iter().all(|byte| *byte == 0) && read[512..] == bytes);
+    assert_eq!(kind(daemon.ask(async |client| client.read_data(&name("web"), 1 << 20, 512).await)), ProblemKind::InvalidRequest);
+    assert_eq!(kind(daemon.ask(async |client| client.read_data(&name("web"), 1, 512).await)), ProblemKind::InvalidRequest);
+}
+
+#[test]
+fn a_damaged_document_is_a_degradation() {
+    let place = Place::new();
+    let daemon = place.start();
+    let token = CreateToken { name: "ci".to_owned(), role: Role::Viewer, expires_in_seconds: None, scope: None };
+    let _: NewToken = daemon.ask(async |client| client.post(paths::TOKENS, &token).await).expect("made");
+    assert!(daemon.terminate().success());
+    let path = place.state().join("meta/documents/token/ci.json");
+    let text = std::fs::read_to_string(&path).expect("a document");
+    std::fs::write(&path, text.replace("viewer", "adminn")).expect("damaged");
+    let daemon = place.start();
+    assert!(daemon.degraded("document-damaged").contains("ci.damaged-1"));
 }
 
 #[test]
@@ -231,14 +303,14 @@ fn mistakes_with_volumes_are_told_apart() {
     assert_eq!(kind(daemon.create("Web")), ProblemKind::InvalidRequest);
     assert_eq!(kind(daemon.ask(async |client| client.volume(&name("none")).await)), ProblemKind::NotFound);
     assert_eq!(kind(daemon.ask(async |client| client.attach(&name("none")).await)), ProblemKind::NotFound);
-    assert_eq!(kind(daemon.ask(async |client| client.delete(&name("none")).await)), ProblemKind::NotFound);
+    assert_eq!(kind(daemon.ask(async |client| client.delete(&name("none"), false).await)), ProblemKind::NotFound);
     for (size_bytes, block_size, sco_size) in
         [(0, None, None), (1000, None, None), (1 << 20, Some(5000), None), (1 << 20, None, Some(1))]
     {
-        let request = CreateVolume { name: "odd".to_owned(), size_bytes, block_size, sco_size, read_only: false };
+        let request = CreateVolume { name: "odd".to_owned(), size_bytes, block_size, sco_size, ..CreateVolume::default() };
         assert_eq!(kind(daemon.ask(async |client| client.create(&request).await)), ProblemKind::InvalidRequest, "{request:?}");
     }
-    daemon.ask(async |client| client.delete(&name("web")).await).expect("deleted");
+    daemon.ask(async |client| client.delete(&name("web"), false).await).expect("deleted");
     assert!(!socket.exists());
     daemon.create("web").expect("the name is free");
 }

@@ -1,11 +1,14 @@
-//! Listeners with bounds: on a Unix socket that only its owner may use, and on a loopback address for `/metrics`.
+//! Listeners with bounds: a Unix socket that only its owner may use, a network address with TLS, a loopback address for `/metrics`.
 //!
-//! Bounds: connections at a time, header time, header bytes; bodies and calls are bounded by the routes. When descriptors run out
-//! accepting pauses and goes on. A crash leaves the socket's file behind; the next bind replaces it.
+//! Bounds: connections at a time, of all and of each address; what one connection may do is said in [`crate::connection`], what requests
+//! may do by the routes. A client of the local socket that is one too many is answered 429; on the network its connection is closed, since
+//! an answer would cost a handshake. When descriptors run out accepting pauses and goes on. A crash leaves the socket's file behind; the next
+//! bind replaces it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
@@ -13,21 +16,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
 
-/// Connections at a time: a local command or two, and scrapers.
-const MAX_CONNECTIONS: usize = 64;
+use crate::caller::Caller;
+use crate::connection::{self, HEADER_PATIENCE};
+use crate::role::Role;
+use crate::routes::Peer;
+use crate::tls::Tls;
 
-/// How long a client may take to say what it wants; also how long an idle connection is kept.
-const HEADER_PATIENCE: Duration = Duration::from_secs(10);
+/// Connections of the local socket, and of the metrics address, at a time: some commands, and scrapers.
+const MAX_LOCAL: usize = 64;
+/// Clients that are told at a time that they are too many.
+const MAX_TURNED_AWAY: usize = 16;
+/// Connections of the network address at a time; of one address a quarter.
+const MAX_NETWORK: usize = 256;
+const MAX_OF_ADDRESS: usize = 64;
 
-/// Bytes of headers, and of buffer, a connection may have.
-const MAX_HEADER_BYTES: usize = 16 << 10;
+/// How often certificates are looked at.
+const REFRESH: Duration = Duration::from_secs(5);
 
 /// Pause after a failed accept (no descriptors, usually).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -63,32 +72,47 @@ impl LocalListener {
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Serves until the future is dropped. Only the daemon's own user and root are heard.
+    /// Serves until the future is dropped. Only the daemon's own user and root are heard; they are admins.
     ///
     /// # Errors
     /// When the socket cannot be handed to the runtime.
     pub async fn serve(self, router: Router) -> io::Result<()> {
         let listener = UnixListener::from_std(self.listener.try_clone()?)?;
         let own = fs::metadata("/proc/self").map(|meta| std::os::unix::fs::MetadataExt::uid(&meta))?;
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (slots, turned_away) = (Arc::new(Semaphore::new(MAX_LOCAL)), Arc::new(Semaphore::new(MAX_TURNED_AWAY)));
         loop {
-            let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
-            match listener.accept().await {
-                Ok((stream, _)) => match stream.peer_cred() {
-                    Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
-                        let router = router.clone();
-                        tokio::spawn(async move {
-                            connection(stream, router).await;
-                            drop(slot);
-                        });
-                    }
-                    Ok(peer) => tracing::warn!(uid = peer.uid(), "a user who is not root called the local socket: refused"),
-                    Err(error) => tracing::debug!(%error, "a caller of the local socket could not be identified"),
-                },
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "the local socket cannot accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
+            };
+            let uid = match stream.peer_cred() {
+                Ok(peer) if peer.uid() == 0 || peer.uid() == own => peer.uid(),
+                Ok(peer) => {
+                    tracing::warn!(uid = peer.uid(), "a user who is not root called the local socket: refused");
+                    continue;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a caller of the local socket could not be identified");
+                    continue;
+                }
+            };
+            if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+                let caller = Some(Caller::new(format!("uid:{uid}"), Role::Admin));
+                let peer = Peer { from: "local".to_owned(), address: None, caller };
+                let router = router.clone();
+                tokio::spawn(async move {
+                    connection::serve(stream, router, Some(peer)).await;
+                    drop(slot);
+                });
+            } else if let Ok(slot) = Arc::clone(&turned_away).try_acquire_owned() {
+                tokio::spawn(async move {
+                    connection::turn_away(stream).await;
+                    drop(slot);
+                });
             }
         }
     }
@@ -101,13 +125,13 @@ impl Drop for LocalListener {
     }
 }
 
-/// A bound network address.
+/// A bound address for `/metrics`, which has no authentication.
 #[derive(Debug)]
-pub struct NetworkListener {
+pub struct MetricsListener {
     listener: StdTcpListener,
 }
 
-impl NetworkListener {
+impl MetricsListener {
     /// Binds `address`, which must be a loopback address: what is served there has no authentication.
     ///
     /// # Errors
@@ -116,9 +140,7 @@ impl NetworkListener {
         if !address.ip().is_loopback() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a loopback address"));
         }
-        let listener = StdTcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { listener })
+        Ok(Self { listener: bound(address)? })
     }
 
     /// The address, with the port that the system chose for port 0.
@@ -135,14 +157,14 @@ impl NetworkListener {
     /// When the socket cannot be handed to the runtime.
     pub async fn serve(self, router: Router) -> io::Result<()> {
         let listener = TcpListener::from_std(self.listener)?;
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let slots = Arc::new(Semaphore::new(MAX_LOCAL));
         loop {
             let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let router = router.clone();
                     tokio::spawn(async move {
-                        connection(stream, router).await;
+                        connection::serve(stream, router, None).await;
                         drop(slot);
                     });
                 }
@@ -155,14 +177,133 @@ impl NetworkListener {
     }
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_PATIENCE)
-        .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "a connection to the interface ended early");
+/// A bound network address; it speaks TLS and nothing else.
+#[derive(Debug)]
+pub struct NetworkListener {
+    listener: StdTcpListener,
+    tls: Arc<Tls>,
+}
+
+impl NetworkListener {
+    /// Binds `address`.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn bind(address: SocketAddr, tls: Tls) -> io::Result<Self> {
+        Ok(Self { listener: bound(address)?, tls: Arc::new(tls) })
+    }
+
+    /// The address, with the port that the system chose for port 0.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until the future is dropped.
+    ///
+    /// # Errors
+    /// When the socket cannot be handed to the runtime.
+    pub async fn serve(self, router: Router) -> io::Result<()> {
+        let listener = TcpListener::from_std(self.listener)?;
+        let slots = Slots { all: Arc::new(Semaphore::new(MAX_NETWORK)), of_address: Arc::default() };
+        let mut refresh = tokio::time::interval(REFRESH);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = refresh.tick() => {
+                    refreshed(&self.tls);
+                    continue;
+                }
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    let Some(slot) = slots.take(address.ip()) else {
+                        tracing::debug!(%address, "too many connections: closed");
+                        continue;
+                    };
+                    let (tls, router) = (Arc::clone(&self.tls), router.clone());
+                    tokio::spawn(async move {
+                        secured(stream, address, &tls, router).await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the network address cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn bound(address: SocketAddr) -> io::Result<StdTcpListener> {
+    let listener = StdTcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn refreshed(tls: &Tls) {
+    match tls.refresh() {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("certificates were read again"),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            tracing::error!(%error, cause, "certificates have changed and cannot be used: the ones from before stay");
+        }
+    }
+}
+
+async fn secured(stream: TcpStream, address: SocketAddr, tls: &Tls, router: Router) {
+    let handshake = TlsAcceptor::from(tls.present()).accept(stream);
+    let stream = match tokio::time::timeout(HEADER_PATIENCE, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::info!(%address, %error, "no TLS connection came about");
+            return;
+        }
+        Err(_) => return,
+    };
+    let caller = stream.get_ref().1.peer_certificates().and_then(|chain| tls.caller(chain));
+    let peer = Peer { from: address.ip().to_string(), address: Some(address.ip()), caller };
+    connection::serve(stream, router, Some(peer)).await;
+}
+
+/// Places for connections, of all and of each address.
+struct Slots {
+    all: Arc<Semaphore>,
+    of_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// A place that is free again when this goes.
+struct Slot {
+    address: IpAddr,
+    of_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    _one: OwnedSemaphorePermit,
+}
+
+impl Slots {
+    fn take(&self, address: IpAddr) -> Option<Slot> {
+        let one = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        let mut counts = self.of_address.lock();
+        let count = counts.entry(address).or_insert(0);
+        if *count >= MAX_OF_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Slot { address, of_address: Arc::clone(&self.of_address), _one: one })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut counts = self.of_address.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
     }
 }

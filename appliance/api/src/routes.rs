@@ -1,100 +1,165 @@
-//! Paths to calls of an [`Appliance`]. Every failure, the router's own too, is answered as a [`Problem`].
+//! Requests to calls: every request of every listener passes here, and every failure, the router's own too, is answered as a [`Problem`].
+//!
+//! In order: size of the headers, the address's rate, who it is, the route's role and the token's scope, the query, a place among the
+//! requests in flight, the body, and for changes the audit log, one at a time per volume or VM. Calls block, so they are made on threads for
+//! that. A change goes on when its caller hangs up, so that what was done is also noted.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
-use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{RawPathParams, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use lamina_contract::VolumeName;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use axum::routing::{MethodFilter, MethodRouter};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::appliance::Appliance;
+use crate::audit::AuditLine;
+use crate::call::{Answer, Call, parse_query};
+use crate::caller::Caller;
+use crate::idempotency::{Answers, Keyed};
+use crate::instant::rfc3339;
 use crate::problem::{Problem, ProblemKind};
-use crate::volume::CreateVolume;
-use crate::{MAX_BODY_BYTES, paths};
+use crate::rate::{Rate, Rates, UNKNOWN_COST};
+use crate::route::{Body as Takes, Reach, Route, Verb};
+use crate::table::{CREATE_TOKEN, ROUTES};
+use crate::tag::list_has;
+use crate::{MAX_BODY_BYTES, MAX_HEADER_BYTES, paths};
 
 /// How long a body may take to arrive.
-const BODY_PATIENCE: Duration = Duration::from_secs(10);
+const BODY_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long a call may take before its caller is told to look again later. The call itself goes on.
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
 
-type Shared = Arc<dyn Appliance>;
+/// Between two looks at a job that somebody waits for.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
-/// All routes over `appliance`.
-pub fn router(appliance: Shared) -> Router {
+/// Callers that wait for jobs at a time; they hold nothing but their connection.
+const MAX_WAITING: usize = 64;
+
+/// Locks that changes of one thing share, by the hash of its path.
+const LOCKS: usize = 64;
+
+/// Where a request comes from; the listener adds it.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// For the audit log: an address, or `local`.
+    pub from: String,
+    /// The address that its rate is counted by; none on the local socket.
+    pub address: Option<IpAddr>,
+    /// Who it is without a token: the local socket's user, or a certificate.
+    pub caller: Option<Caller>,
+}
+
+/// What a listener's clients may do together and each.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Requests that are worked on at a time.
+    pub in_flight: usize,
+    /// Requests of an address; only where peers have one.
+    pub rate: Rate,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { in_flight: 48, rate: Rate { per_second: 50.0, burst: 200.0 } }
+    }
+}
+
+/// The interface over an appliance; each listener has a router of it.
+pub struct Interface {
+    appliance: Arc<dyn Appliance>,
+    answers: Answers,
+    locks: Vec<Arc<Mutex<()>>>,
+    waiting: Arc<Semaphore>,
+}
+
+/// What one listener's requests share.
+struct Door {
+    interface: Arc<Interface>,
+    in_flight: Arc<Semaphore>,
+    rates: Rates,
+}
+
+/// What stands in a path where its pattern has braces.
+type Parameters = Result<RawPathParams, RawPathParamsRejection>;
+
+/// The number that the answer, the audit log and the daemon's log name a request by.
+#[derive(Debug, Clone)]
+struct RequestId(String);
+
+/// All routes over `appliance`, for one listener with the usual limits.
+pub fn router(appliance: Arc<dyn Appliance>) -> Router {
+    Interface::new(appliance).router(Limits::default())
+}
+
+/// Only `/metrics`: all that an address without authentication may ask for.
+pub fn metrics_router(appliance: Arc<dyn Appliance>) -> Router {
+    let text = async |State(appliance): State<Arc<dyn Appliance>>| {
+        let text = blocking(move || Ok(Answer::other(crate::call::METRICS, appliance.metrics().into_bytes()))).await;
+        text.map_or_else(IntoResponse::into_response, response)
+    };
     Router::new()
-        .route(paths::VERSION, get(version))
-        .route(paths::STATUS, get(status))
-        .route(paths::VOLUMES, get(volumes).post(create))
-        .route(paths::VOLUME, get(volume).delete(delete))
-        .route(paths::VOLUME_ATTACH, post(attach))
-        .route(paths::VOLUME_DETACH, post(detach))
-        .route(paths::TARGETS, get(targets))
-        .route(paths::METRICS, get(metrics))
+        .route(paths::METRICS, axum::routing::get(text))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .with_state(appliance)
 }
 
-/// Only `/metrics`: all that a network address may ask for.
-pub fn metrics_router(appliance: Shared) -> Router {
-    Router::new()
-        .route(paths::METRICS, get(metrics))
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .with_state(appliance)
+impl Interface {
+    /// With what an earlier process kept.
+    pub fn new(appliance: Arc<dyn Appliance>) -> Arc<Self> {
+        let answers = Answers::new(Arc::clone(&appliance));
+        let locks = (0..LOCKS).map(|_| Arc::default()).collect();
+        Arc::new(Self { appliance, answers, locks, waiting: Arc::new(Semaphore::new(MAX_WAITING)) })
+    }
+
+    /// All routes of the table, for one listener.
+    pub fn router(self: &Arc<Self>, limits: Limits) -> Router {
+        let door = Arc::new(Door {
+            interface: Arc::clone(self),
+            in_flight: Arc::new(Semaphore::new(limits.in_flight)),
+            rates: Rates::new(limits.rate),
+        });
+        let mut router = Router::new();
+        for route in ROUTES {
+            let handler = async move |State(door): State<Arc<Door>>, parameters: Parameters, request: Request| match parameters {
+                Ok(parameters) => door.serve(route, &parameters, request).await,
+                Err(_) => Problem::new(ProblemKind::InvalidRequest, "the path is not percent-encoded UTF-8").into_response(),
+            };
+            router = router.route(route.path, MethodRouter::new().on(filter(route.method), handler));
+        }
+        router
+            .fallback(no_route)
+            .method_not_allowed_fallback(no_method)
+            .layer(middleware::from_fn_with_state(Arc::clone(&door), enter))
+            .with_state(door)
+    }
+
+    /// The lock of what `path` is about: `/api/v1/volumes/web/…`.
+    fn lock(&self, path: &str) -> Option<Arc<Mutex<()>>> {
+        let mut hasher = DefaultHasher::new();
+        path.split('/').skip(3).take(2).for_each(|part| part.hash(&mut hasher));
+        self.locks.get(hasher.finish() as usize % LOCKS).cloned()
+    }
 }
 
-async fn version(State(appliance): State<Shared>) -> Response {
-    json(StatusCode::OK, &appliance.version())
-}
-
-async fn status(State(appliance): State<Shared>) -> Result<Response, Problem> {
-    call(appliance, |appliance| appliance.status()).await.map(|status| json(StatusCode::OK, &status))
-}
-
-async fn volumes(State(appliance): State<Shared>) -> Result<Response, Problem> {
-    call(appliance, |appliance| appliance.volumes()).await.map(|list| json(StatusCode::OK, &list))
-}
-
-async fn volume(State(appliance): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
-    let name = parse_name(&name)?;
-    call(appliance, move |appliance| appliance.volume(&name)).await.map(|volume| json(StatusCode::OK, &volume))
-}
-
-async fn create(State(appliance): State<Shared>, request: Request) -> Result<Response, Problem> {
-    let request: CreateVolume = read(request.into_body()).await?;
-    call(appliance, move |appliance| appliance.create(&request)).await.map(|volume| json(StatusCode::CREATED, &volume))
-}
-
-async fn delete(State(appliance): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
-    let name = parse_name(&name)?;
-    call(appliance, move |appliance| appliance.delete(&name)).await.map(|()| StatusCode::NO_CONTENT.into_response())
-}
-
-async fn attach(State(appliance): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
-    let name = parse_name(&name)?;
-    call(appliance, move |appliance| appliance.attach(&name)).await.map(|volume| json(StatusCode::OK, &volume))
-}
-
-async fn detach(State(appliance): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
-    let name = parse_name(&name)?;
-    call(appliance, move |appliance| appliance.detach(&name)).await.map(|volume| json(StatusCode::OK, &volume))
-}
-
-async fn targets(State(appliance): State<Shared>) -> Result<Response, Problem> {
-    call(appliance, |appliance| appliance.targets()).await.map(|list| json(StatusCode::OK, &list))
-}
-
-async fn metrics(State(appliance): State<Shared>) -> Result<Response, Problem> {
-    let text = call(appliance, |appliance| Ok(appliance.metrics())).await?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+fn filter(verb: Verb) -> MethodFilter {
+    match verb {
+        Verb::Get => MethodFilter::GET,
+        Verb::Post => MethodFilter::POST,
+        Verb::Put => MethodFilter::PUT,
+        Verb::Patch => MethodFilter::PATCH,
+        Verb::Delete => MethodFilter::DELETE,
+    }
 }
 
 async fn no_route() -> Problem {
@@ -105,33 +170,276 @@ async fn no_method() -> Problem {
     Problem::new(ProblemKind::MethodNotAllowed, "this path does not take this method")
 }
 
-/// Runs a blocking call on a thread for that. A panic in it is the caller's 500 and nobody else's trouble.
-async fn call<T: Send + 'static>(
-    appliance: Shared,
-    ask: impl FnOnce(&dyn Appliance) -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
-    let answer = tokio::task::spawn_blocking(move || ask(&*appliance));
-    match tokio::time::timeout(CALL_PATIENCE, answer).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => {
-            Err(Problem::new(ProblemKind::Internal, "the call failed unexpectedly").advise("the daemon's log says where"))
+/// What holds for every request, also for those that lead nowhere.
+async fn enter(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
+    let id = RequestId(format!("{:016x}", rand::random::<u64>()));
+    request.extensions_mut().insert(id.clone());
+    let mut response = match door.admit(&request) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    };
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id.0) {
+        headers.insert("x-request-id", id);
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+impl Door {
+    fn admit(&self, request: &Request) -> Result<(), Problem> {
+        let headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        if headers + request.uri().path().len() + request.uri().query().map_or(0, str::len) > MAX_HEADER_BYTES {
+            let detail = format!("path and headers may have {MAX_HEADER_BYTES} bytes");
+            return Err(Problem::new(ProblemKind::HeadersTooLarge, detail));
         }
-        Err(_) => Err(Problem::new(ProblemKind::Unavailable, "the call takes longer than a minute and goes on without you")
-            .advise("look at the state before asking again")),
+        let address = request.extensions().get::<Peer>().and_then(|peer| peer.address);
+        if address.is_some_and(|address| !self.rates.admits(address, 1.0, Instant::now())) {
+            return Err(Problem::new(ProblemKind::TooManyRequests, "this address sends too many requests").advise("slow down"));
+        }
+        Ok(())
+    }
+
+    async fn serve(self: Arc<Self>, route: &'static Route, parameters: &RawPathParams, request: Request) -> Response {
+        let (parts, body) = request.into_parts();
+        let parameters = parameters.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let caller = match self.identify(&parts) {
+            Ok(caller) => caller,
+            Err(problem) => {
+                if let Some(address) = parts.extensions.get::<Peer>().and_then(|peer| peer.address) {
+                    self.rates.admits(address, UNKNOWN_COST, Instant::now());
+                    tracing::info!(%address, path = route.path, "a caller without a valid token or certificate");
+                }
+                return problem.into_response();
+            }
+        };
+        if route.method.is_read() {
+            let answer = self.read(route, &parts, parameters, caller).await;
+            return answer.map_or_else(IntoResponse::into_response, |answer| self.conditional(&parts, answer));
+        }
+        let change = tokio::spawn(async move { self.change(route, parts, parameters, body, caller).await });
+        match tokio::time::timeout(CALL_PATIENCE, change).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(_)) => unexpected().into_response(),
+            Err(_) => too_long().into_response(),
+        }
+    }
+
+    /// Who sends a request: the bearer of its token, else whoever the listener says.
+    fn identify(&self, parts: &Parts) -> Result<Caller, Problem> {
+        let unknown = |detail: &str| Problem::new(ProblemKind::Unauthorized, detail);
+        let Some(authorization) = parts.headers.get(header::AUTHORIZATION) else {
+            let known = parts.extensions.get::<Peer>().and_then(|peer| peer.caller.clone());
+            return known.ok_or_else(|| unknown("say who you are: Authorization: Bearer <token>, or a client certificate"));
+        };
+        let secret = authorization.to_str().ok().and_then(|text| text.split_once(' '));
+        let secret = secret.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, secret)| secret.trim());
+        let caller = secret.and_then(|secret| self.interface.appliance.identify(secret));
+        caller.ok_or_else(|| unknown("this token is wrong, deleted or too old"))
+    }
+
+    async fn read(
+        &self,
+        route: &'static Route,
+        parts: &Parts,
+        parameters: Vec<(String, String)>,
+        caller: Caller,
+    ) -> Result<Answer, Problem> {
+        allowed(route, &caller, &parameters)?;
+        let query = parse_query(route, parts.uri.query().unwrap_or_default())?;
+        let call =
+            Arc::new(Call { appliance: Arc::clone(&self.interface.appliance), caller, parameters, query, body: Bytes::new() });
+        let until = Instant::now() + Duration::from_secs(call.number("wait").unwrap_or(0));
+        let mut waits = None;
+        loop {
+            let slot = self.slot()?;
+            let asked = Arc::clone(&call);
+            let answer = blocking(move || {
+                let answer = (route.handler)(&asked);
+                drop(slot);
+                answer
+            })
+            .await?;
+            if !answer.unfinished || Instant::now() >= until {
+                return Ok(answer);
+            }
+            if waits.is_none() {
+                waits = Some(Arc::clone(&self.interface.waiting).try_acquire_owned().map_err(|_| busy())?);
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    /// An answer, or 304 when the caller has it.
+    fn conditional(&self, parts: &Parts, answer: Answer) -> Response {
+        let asked = parts.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+        match (&answer.tag, asked) {
+            (Some(tag), Some(list)) if list_has(list, tag) == Some(true) => {
+                response(Answer { status: 304, body: Vec::new(), ..answer })
+            }
+            _ => response(answer),
+        }
+    }
+
+    /// Makes a change and notes it, whatever comes of it.
+    async fn change(
+        &self,
+        route: &'static Route,
+        parts: Parts,
+        parameters: Vec<(String, String)>,
+        body: Body,
+        caller: Caller,
+    ) -> Response {
+        let mut line = AuditLine {
+            time: String::new(),
+            who: caller.who.clone(),
+            role: Some(caller.role),
+            from: parts.extensions.get::<Peer>().map_or_else(|| "?".to_owned(), |peer| peer.from.clone()),
+            method: route.method.method().to_string(),
+            path: parts.uri.path().to_owned(),
+            status: 0,
+            request_id: parts.extensions.get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default(),
+        };
+        let made = self.make(route, &parts, parameters, body, caller).await;
+        let response = match made {
+            Ok((answer, repeated)) => {
+                let mut response = response(answer);
+                if repeated {
+                    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+                }
+                response
+            }
+            Err(problem) => problem.into_response(),
+        };
+        line.status = response.status().as_u16();
+        let appliance = Arc::clone(&self.interface.appliance);
+        let noted = tokio::task::spawn_blocking(move || {
+            line.time = rfc3339(appliance.now());
+            appliance.record(&line);
+        });
+        if noted.await.is_err() {
+            tracing::error!("a change could not be noted in the audit log");
+        }
+        response
+    }
+
+    async fn make(
+        &self,
+        route: &'static Route,
+        parts: &Parts,
+        parameters: Vec<(String, String)>,
+        body: Body,
+        caller: Caller,
+    ) -> Result<(Answer, bool), Problem> {
+        allowed(route, &caller, &parameters)?;
+        let query = parse_query(route, parts.uri.query().unwrap_or_default())?;
+        let condition = if_match(route, &parts.headers)?;
+        let slot = self.slot()?;
+        let body = arrive(&parts.headers, body).await?;
+        if matches!(route.body, Takes::Nothing) && !body.is_empty() {
+            return Err(Problem::new(ProblemKind::InvalidRequest, "this call takes no body"));
+        }
+        let keyed = keyed(route, parts, &caller, &body)?;
+        // Bytes of one volume may arrive over several connections at once.
+        let lock = if matches!(route.body, Takes::Bytes) { None } else { self.interface.lock(parts.uri.path()) };
+        let alone = match lock {
+            Some(lock) => Some(lock.lock_owned().await),
+            None => None,
+        };
+        let call = Call { appliance: Arc::clone(&self.interface.appliance), caller, parameters, query, body };
+        let interface = Arc::clone(&self.interface);
+        blocking(move || interface.perform(route, &call, condition.as_deref(), keyed.as_ref(), (slot, alone))).await
+    }
+
+    fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| busy())
     }
 }
 
-async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
-    let bytes = match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, MAX_BODY_BYTES)).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) if is_length_limit(&error) => {
-            return Err(Problem::new(ProblemKind::TooLarge, format!("a body may have {MAX_BODY_BYTES} bytes")));
+impl Interface {
+    /// The blocking part of a change. What it holds goes when it ends, not when its caller hangs up.
+    fn perform(
+        &self,
+        route: &'static Route,
+        call: &Call,
+        condition: Option<&str>,
+        keyed: Option<&Keyed>,
+        held: (OwnedSemaphorePermit, Option<OwnedMutexGuard<()>>),
+    ) -> Result<(Answer, bool), Problem> {
+        let act = || {
+            if let (Some(condition), Some(sight)) = (condition, route.sight()) {
+                let present = (sight.handler)(call)?.tag.unwrap_or_default();
+                if list_has(condition, &present) != Some(true) {
+                    return Err(Problem::new(ProblemKind::PreconditionFailed, format!("it is {present} now"))
+                        .advise("look at it again, then decide"));
+                }
+            }
+            (route.handler)(call)
+        };
+        let made = match keyed {
+            Some(keyed) => self.answers.once(keyed, route.name == CREATE_TOKEN, act),
+            None => act().map(|answer| (answer, false)),
+        };
+        drop(held);
+        made
+    }
+}
+
+/// Whether `caller` may use `route` on what its path names.
+fn allowed(route: &Route, caller: &Caller, parameters: &[(String, String)]) -> Result<(), Problem> {
+    if !route.least.allows(caller.role) {
+        let detail = format!("the role {} does not allow this", caller.role.as_str());
+        return Err(Problem::new(ProblemKind::Forbidden, detail));
+    }
+    match route.reach {
+        Reach::Whole if caller.scope.is_some() => {
+            Err(Problem::new(ProblemKind::Forbidden, "this token reaches some volumes only, and this is about more"))
         }
-        Ok(Err(_)) => return Err(Problem::new(ProblemKind::InvalidRequest, "the body broke off")),
-        Err(_) => return Err(Problem::new(ProblemKind::Timeout, "the body did not arrive within 10 seconds")),
-    };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Problem::new(ProblemKind::InvalidRequest, format!("the body is not the expected JSON: {error}")))
+        Reach::Volume => {
+            let name = parameters.iter().find(|(key, _)| key == "name").map_or("", |(_, value)| value.as_str());
+            caller.check_reach(name)
+        }
+        Reach::Whole | Reach::Free | Reach::Inside => Ok(()),
+    }
+}
+
+/// The condition of a change; refused where it could not be kept.
+fn if_match(route: &Route, headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let invalid = |detail: &str| Problem::new(ProblemKind::InvalidRequest, detail);
+    if headers.contains_key(header::IF_NONE_MATCH) {
+        return Err(invalid("a change takes no If-None-Match"));
+    }
+    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    if !route.takes_if_match() {
+        return Err(invalid("this call takes no If-Match"));
+    }
+    let list = value.to_str().ok().filter(|list| list_has(list, "").is_some());
+    list.map(|list| Some(list.to_owned())).ok_or_else(|| invalid("If-Match is a list of entity tags, or *"))
+}
+
+fn keyed(route: &Route, parts: &Parts, caller: &Caller, body: &Bytes) -> Result<Option<Keyed>, Problem> {
+    let Some(key) = parts.headers.get("idempotency-key").filter(|_| route.method == Verb::Post) else { return Ok(None) };
+    // What is no text is refused as a key of no characters is.
+    let key = key.to_str().unwrap_or_default();
+    let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+    Keyed::new(&caller.who, key, &[path.as_bytes(), query.as_bytes(), body]).map(Some)
+}
+
+async fn arrive(headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+    let too_large = || Problem::new(ProblemKind::TooLarge, format!("a body may have {MAX_BODY_BYTES} bytes"));
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > MAX_BODY_BYTES as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, MAX_BODY_BYTES)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
+        Ok(Err(_)) => Err(Problem::new(ProblemKind::InvalidRequest, "the body broke off")),
+        Err(_) => {
+            let detail = format!("the body did not arrive within {} seconds", BODY_PATIENCE.as_secs());
+            Err(Problem::new(ProblemKind::Timeout, detail))
+        }
+    }
 }
 
 fn is_length_limit(error: &axum::Error) -> bool {
@@ -145,13 +453,40 @@ fn is_length_limit(error: &axum::Error) -> bool {
     false
 }
 
-fn parse_name(name: &str) -> Result<VolumeName, Problem> {
-    VolumeName::new(name).map_err(|error| Problem::new(ProblemKind::InvalidRequest, error.to_string()))
+/// Runs a blocking call on a thread for that. A panic in it is the caller's 500 and nobody else's trouble.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
+    match tokio::time::timeout(CALL_PATIENCE, tokio::task::spawn_blocking(call)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(unexpected()),
+        Err(_) => Err(too_long()),
+    }
 }
 
-fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
-    match serde_json::to_vec(body) {
-        Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
-        Err(_) => Problem::new(ProblemKind::Internal, "the answer could not be written").into_response(),
+fn unexpected() -> Problem {
+    Problem::new(ProblemKind::Internal, "the call failed unexpectedly").advise("the daemon's log says where")
+}
+
+fn too_long() -> Problem {
+    Problem::new(ProblemKind::Unavailable, "the call takes longer than a minute and goes on without you")
+        .advise("look at the state before asking again")
+}
+
+fn busy() -> Problem {
+    Problem::new(ProblemKind::TooManyRequests, "as many requests as the interface works on at a time are under way")
+        .advise("ask again in a second")
+}
+
+fn response(answer: Answer) -> Response {
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let empty = answer.body.is_empty();
+    let mut response = (status, answer.body).into_response();
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    if !empty {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer.media_type));
     }
+    if let Some(tag) = answer.tag.and_then(|tag| HeaderValue::from_str(&tag).ok()) {
+        headers.insert(header::ETAG, tag);
+    }
+    response
 }

@@ -1,9 +1,10 @@
 //! The appliance as a whole.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Release and interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Version {
     /// The release.
     pub version: String,
@@ -12,7 +13,7 @@ pub struct Version {
 }
 
 /// Whether everything that should protect the data does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
     /// It does.
@@ -33,7 +34,7 @@ impl Health {
 }
 
 /// One thing that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Degradation {
     /// What: `target-missing`, `journal-failed`, `volume-halted`, …
     pub what: String,
@@ -44,7 +45,7 @@ pub struct Degradation {
 }
 
 /// A space with a bound.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Space {
     /// Bytes in use.
@@ -54,7 +55,7 @@ pub struct Space {
 }
 
 /// What the dedupe cache did since the daemon started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct CacheStatus {
     /// Its space.
@@ -66,7 +67,7 @@ pub struct CacheStatus {
 }
 
 /// What the distributed store did since the daemon started.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct StoreStatus {
     /// `X+P`.
@@ -88,7 +89,7 @@ pub struct StoreStatus {
 }
 
 /// Everything at a glance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// The release.
     pub version: String,

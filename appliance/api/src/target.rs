@@ -1,9 +1,10 @@
 //! Targets: the members of the distributed store.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// How a target is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TargetState {
     /// Takes and gives fragments.
@@ -30,7 +31,7 @@ impl TargetState {
 }
 
 /// One target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Target {
     /// Its number in the pool.
     pub index: u32,
@@ -55,7 +56,7 @@ pub struct Target {
 }
 
 /// All targets of the pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TargetList {
     /// The policy of the pool, as `X+P`.
     pub policy: String,

@@ -1,5 +1,7 @@
 //! The interface over a real Unix socket, with a small appliance behind it: what callers are told, and what bad callers cannot do.
 
+mod fake_appliance;
+
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -7,77 +9,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lamina_api::appliance::Appliance;
 use lamina_api::client::{Client, ClientError};
-use lamina_api::listener::{LocalListener, NetworkListener};
+use lamina_api::listener::{LocalListener, MetricsListener};
 use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::routes;
-use lamina_api::status::Status;
-use lamina_api::target::TargetList;
-use lamina_api::volume::{CreateVolume, Volume, VolumeCounters, VolumeList, VolumeState};
+use lamina_api::volume::CreateVolume;
 use lamina_contract::VolumeName;
 use tempfile::TempDir;
 
-struct Fake;
-
-fn volume(name: &str) -> Volume {
-    Volume {
-        name: name.to_owned(),
-        id: "00000000000000aa".to_owned(),
-        size_bytes: 10 << 30,
-        block_size: 4096,
-        sco_size: 4 << 20,
-        read_only: false,
-        created: "2026-01-01T00:00:00Z".to_owned(),
-        state: VolumeState::Attached,
-        socket: Some("/run/x.sock".to_owned()),
-        connected: false,
-        epoch: 1,
-        generation: 1,
-        counters: VolumeCounters::default(),
-    }
-}
-
-impl Appliance for Fake {
-    fn status(&self) -> Result<Status, Problem> {
-        panic!("a bug")
-    }
-
-    fn volumes(&self) -> Result<VolumeList, Problem> {
-        Ok(VolumeList { volumes: vec![volume("a")] })
-    }
-
-    fn volume(&self, name: &VolumeName) -> Result<Volume, Problem> {
-        match name.as_str() {
-            "a" => Ok(volume("a")),
-            _ => Err(Problem::new(ProblemKind::NotFound, format!("no volume '{name}'"))),
-        }
-    }
-
-    fn create(&self, request: &CreateVolume) -> Result<Volume, Problem> {
-        Ok(volume(&request.name))
-    }
-
-    fn delete(&self, _: &VolumeName) -> Result<(), Problem> {
-        Ok(())
-    }
-
-    fn attach(&self, name: &VolumeName) -> Result<Volume, Problem> {
-        self.volume(name)
-    }
-
-    fn detach(&self, name: &VolumeName) -> Result<Volume, Problem> {
-        self.volume(name)
-    }
-
-    fn targets(&self) -> Result<TargetList, Problem> {
-        Ok(TargetList { policy: "4+2".to_owned(), targets: Vec::new() })
-    }
-
-    fn metrics(&self) -> String {
-        "lamina_up 1\n".to_owned()
-    }
-}
+use fake_appliance::FakeAppliance;
 
 struct Served {
     socket: PathBuf,
@@ -91,7 +31,7 @@ fn serve() -> Served {
     std::fs::write(&socket, b"left by a crash").expect("write");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let listener = LocalListener::bind(&socket).expect("bind");
-    runtime.spawn(listener.serve(routes::router(Arc::new(Fake))));
+    runtime.spawn(listener.serve(routes::router(Arc::new(FakeAppliance::default()))));
     Served { socket, runtime, _dir: dir }
 }
 
@@ -110,11 +50,11 @@ fn calls_and_refusals_reach_the_caller() {
     let served = serve();
     let client = Client::new(&served.socket);
     served.runtime.block_on(async {
-        let request = CreateVolume { name: "b".to_owned(), size_bytes: 4096, block_size: None, sco_size: None, read_only: false };
+        let request = CreateVolume { name: "b".to_owned(), size_bytes: 4096, ..CreateVolume::default() };
         assert_eq!(client.create(&request).await.expect("created").name, "b");
         assert_eq!(client.volumes().await.expect("list").volumes.len(), 1);
         assert_eq!(client.metrics().await.expect("metrics"), "lamina_up 1\n");
-        client.delete(&VolumeName::new("a").expect("name")).await.expect("deleted");
+        client.delete(&VolumeName::new("b").expect("name"), false).await.expect("deleted");
         let missing = client.volume(&VolumeName::new("zz").expect("name")).await;
         assert!(matches!(missing, Err(ClientError::Refused(problem)) if problem.kind == ProblemKind::NotFound));
     });
@@ -125,7 +65,7 @@ fn a_panic_behind_the_interface_is_one_callers_500() {
     let served = serve();
     let client = Client::new(&served.socket);
     served.runtime.block_on(async {
-        let failed = client.status().await;
+        let failed = client.volume(&VolumeName::new("panic").expect("name")).await;
         assert!(matches!(failed, Err(ClientError::Refused(problem)) if problem.kind == ProblemKind::Internal));
         assert!(client.version().await.is_ok());
     });
@@ -185,12 +125,12 @@ fn silent_callers_keep_others_out_for_seconds_at_most() {
 
 #[test]
 fn metrics_are_served_on_loopback_addresses_only() {
-    assert!(NetworkListener::bind("0.0.0.0:0".parse().expect("address")).is_err());
+    assert!(MetricsListener::bind("0.0.0.0:0".parse().expect("address")).is_err());
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let listener = NetworkListener::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
+    let listener = MetricsListener::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
     let address = listener.address().expect("address");
     let guard = runtime.enter();
-    runtime.spawn(listener.serve(routes::metrics_router(Arc::new(Fake))));
+    runtime.spawn(listener.serve(routes::metrics_router(Arc::new(FakeAppliance::default()))));
     drop(guard);
     for (path, status, text) in [("/metrics", "200", "lamina_up 1"), ("/api/v1/volumes", "404", "problem")] {
         let mut stream = std::net::TcpStream::connect(address).expect("connect");

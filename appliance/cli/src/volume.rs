@@ -38,6 +38,7 @@ pub(crate) async fn run(verb: &VolumeVerb, client: &Client, output: Output, out:
                 block_size: block_size.map(|size| size.0),
                 sco_size: sco_size.map(|size| size.0),
                 read_only: *read_only,
+                ..CreateVolume::default()
             };
             output::print(out, output, &client.create(&request).await?, brief)
         }
@@ -61,7 +62,7 @@ async fn delete(name: &VolumeName, yes: bool, client: &Client, output: Output, o
         client.volume(name).await?;
         confirm::deletion(name)?;
     }
-    client.delete(name).await?;
+    client.delete(name, false).await?;
     output::print(out, output, &Deleted { name: name.as_str(), deleted: true }, |gone| {
         output::properties(vec![("deleted", gone.name.to_owned())])
     })

@@ -124,6 +124,8 @@ while read -r wanted && [ "$wanted" != end ]; do
     dd if=/dev/vda bs=4k skip=$((wanted / 8 - 1)) count=1 2>/dev/null | cmp - /tmp/last || fail "read at the end of $wanted sectors"
     report seen "$wanted"
 done
+"#;
+
 /// Says what machine it is on: identity, processors, memory, disks.
 pub const SHOW_MACHINE: &str = r#"
 wait_for_disk /dev/vda

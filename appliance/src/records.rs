@@ -1,0 +1,124 @@
+//! What the interface remembers: documents, and on them tokens, jobs and kept answers; the audit log beside. And the calls about these.
+
+use std::io;
+use std::sync::Arc;
+
+use lamina_api::appliance::{Access, Jobs as JobCalls, Overview};
+use lamina_api::audit::{AuditLine, AuditList};
+use lamina_api::caller::Caller;
+use lamina_api::idempotency::KeptAnswer;
+use lamina_api::job::{Job, JobList, JobState};
+use lamina_api::name::{JobId, Name};
+use lamina_api::page::Page;
+use lamina_api::problem::{Problem, ProblemKind};
+use lamina_api::token::{CreateToken, NewToken, TokenList};
+use lamina_contract::Clock;
+use tokio::runtime::Handle;
+
+use crate::audit_log::AuditLog;
+use crate::documents::{DocumentError, Documents, Expected, Kind};
+use crate::jobs::Jobs;
+use crate::served::Served;
+use crate::state_dir::StateDir;
+use crate::tokens::Tokens;
+
+/// All of it.
+pub(crate) struct Records {
+    pub(crate) documents: Arc<Documents>,
+    pub(crate) jobs: Arc<Jobs>,
+    tokens: Tokens,
+    audit: AuditLog,
+}
+
+/// Why it cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordsError {
+    /// The directory.
+    #[error("what the interface remembers cannot be read")]
+    Io(#[from] io::Error),
+    /// What is in it.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+}
+
+impl Records {
+    /// What an earlier process left; jobs run on `runtime`.
+    pub(crate) fn open(state: &StateDir, clock: &Arc<dyn Clock>, runtime: Handle) -> Result<Self, RecordsError> {
+        let documents = Arc::new(Documents::open(&state.documents())?);
+        Ok(Self {
+            jobs: Arc::new(Jobs::open(Arc::clone(&documents), Arc::clone(clock), runtime)?),
+            tokens: Tokens::open(&documents)?,
+            audit: AuditLog::open(state.audit())?,
+            documents,
+        })
+    }
+}
+
+impl JobCalls for Served {
+    fn jobs(&self, state: Option<JobState>, page: &Page) -> Result<JobList, Problem> {
+        Ok(self.records.jobs.list(state, page))
+    }
+
+    fn job(&self, id: JobId) -> Result<Job, Problem> {
+        self.records.jobs.get(id)
+    }
+
+    fn cancel_job(&self, id: JobId) -> Result<Job, Problem> {
+        self.records.jobs.cancel(id)
+    }
+
+    fn forget_job(&self, id: JobId) -> Result<(), Problem> {
+        self.records.jobs.forget(id)
+    }
+}
+
+impl Access for Served {
+    fn identify(&self, secret: &str) -> Option<Caller> {
+        self.records.tokens.identify(secret, self.now())
+    }
+
+    fn tokens(&self, page: &Page) -> Result<TokenList, Problem> {
+        Ok(self.records.tokens.list(page))
+    }
+
+    fn create_token(&self, request: &CreateToken) -> Result<NewToken, Problem> {
+        self.records.tokens.create(&self.records.documents, request, self.now())
+    }
+
+    fn delete_token(&self, name: &Name) -> Result<(), Problem> {
+        self.records.tokens.delete(&self.records.documents, name.as_str())
+    }
+
+    fn audit(&self, limit: usize) -> Result<AuditList, Problem> {
+        let lines = self.records.audit.newest(limit);
+        let unreadable = |error: io::Error| Problem::new(ProblemKind::Internal, format!("the audit log cannot be read: {error}"));
+        lines.map(|lines| AuditList { lines }).map_err(unreadable)
+    }
+
+    fn record(&self, line: &AuditLine) {
+        if let Err(error) = self.records.audit.record(line) {
+            tracing::error!(%error, ?line, "the audit log cannot be written");
+        }
+    }
+
+    fn kept_answers(&self) -> Vec<KeptAnswer> {
+        match self.records.documents.list::<KeptAnswer>(Kind::Answer) {
+            Ok(stored) => stored.into_iter().map(|stored| stored.body).collect(),
+            Err(error) => {
+                tracing::error!(%error, "kept answers are not understood: requests that are sent again are done again");
+                Vec::new()
+            }
+        }
+    }
+
+    fn keep_answer(&self, answer: &KeptAnswer) -> Result<(), Problem> {
+        let kept = self.records.documents.put(Kind::Answer, &answer.key, Expected::Anything, answer);
+        kept.map(|_| ()).map_err(|error| Problem::caused(ProblemKind::Internal, &error))
+    }
+
+    fn drop_answer(&self, key: &str) {
+        if let Err(error) = self.records.documents.delete(Kind::Answer, key, Expected::Anything) {
+            tracing::warn!(%error, "an answer that is forgotten may be back after a restart");
+        }
+    }
+}
