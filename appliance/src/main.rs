@@ -14,13 +14,14 @@ mod detached;
 mod documents;
 mod drives;
 mod exposition;
-#[cfg_attr(not(test), expect(dead_code, reason = "no call that begins a job is connected yet"))]
 mod jobs;
 mod logging;
 mod notify;
 mod records;
+mod relations;
 mod served;
 mod settings;
+mod snapshots;
 mod state_dir;
 mod telemetry;
 mod tokens;
@@ -208,10 +209,12 @@ fn serve(
     let parts = runtime.block_on(wiring::open(&settings, state)).map_err(|error| DaemonError::Wiring(Box::new(error)))?;
     let kept = Kept { detached, records: Records::open(state, &parts.clock, runtime.handle().clone())? };
     let mut served = Served::new(parts, settings, state.vhost().to_owned(), kept, runtime.handle().clone());
+    served.pacer.start().map_err(system("starting the pacing thread"))?;
     served.attach_all();
     let local = LocalListener::bind(state.api_socket()).map_err(system("binding the local socket"))?;
     served.ready(began.elapsed());
     let served = Arc::new(served);
+    served.know_itself();
 
     let mut tasks = vec![runtime.spawn(telemetry::run(Arc::clone(&served), Arc::clone(&notifier)))];
     tasks.push(runtime.spawn(upkeep::run(Arc::clone(&served))));
@@ -273,6 +276,7 @@ fn announce(served: &Served, state: &StateDir, notifier: &Notifier) {
 fn end(runtime: &Runtime, served: &Arc<Served>) {
     let began = Instant::now();
     served.stop_fronts();
+    served.pacer.stop();
     let node = Arc::clone(&served.node);
     let ended = runtime.block_on(async { tokio::time::timeout(SHUTDOWN_PATIENCE, node.shutdown()).await });
     if runtime.block_on(async { tokio::time::timeout(LATE_PATIENCE, served.store.quiesce()).await }).is_err() {
