@@ -47,7 +47,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::Arguments;
 use crate::detached::Detached;
 use crate::notify::Notifier;
-use crate::records::{Records, RecordsError};
+use crate::records::Records;
 use crate::served::{Kept, Served};
 use crate::settings::{Settings, SettingsError};
 use crate::state_dir::{StateDir, StateError};
@@ -81,8 +81,6 @@ enum DaemonError {
     State(#[from] StateError),
     #[error("{0}")]
     Wiring(#[source] Box<WiringError>),
-    #[error(transparent)]
-    Records(#[from] RecordsError),
     #[error("TLS of the interface")]
     Tls(#[from] TlsError),
     #[error("{doing}")]
@@ -99,7 +97,7 @@ impl DaemonError {
             Self::Settings(_) | Self::Tls(_) => true,
             Self::State(error) => matches!(error, StateError::InUse { .. }),
             Self::Wiring(error) => error.needs_operator(),
-            Self::Records(_) | Self::System { .. } => false,
+            Self::System { .. } => false,
         };
         if needs_operator { 2 } else { 1 }
     }
@@ -206,7 +204,8 @@ fn serve(
     let network = network.map_err(system("binding the address of the interface"))?;
     let detached = Detached::open(state.detached_file()).map_err(system("reading the list of detached volumes"))?;
     let parts = runtime.block_on(wiring::open(&settings, state)).map_err(|error| DaemonError::Wiring(Box::new(error)))?;
-    let kept = Kept { detached, records: Records::open(state, &parts.clock, runtime.handle().clone())? };
+    let records = Records::open(state, &parts.clock, runtime.handle().clone());
+    let kept = Kept { detached, records: records.map_err(system("reading what the interface remembers"))? };
     let mut served = Served::new(parts, settings, state.vhost().to_owned(), kept, runtime.handle().clone());
     served.attach_all();
     let local = LocalListener::bind(state.api_socket()).map_err(system("binding the local socket"))?;
