@@ -281,6 +281,33 @@ fn a_volumes_bytes_go_in_and_out_through_the_interface() {
 }
 
 #[test]
+fn only_the_interfaces_own_threads_stand_back() {
+    let place = Place::new();
+    let daemon = place.start();
+    daemon.create("web").expect("made");
+    daemon.ask(async |client| client.detach(&name("web")).await).expect("detached");
+    daemon.ask(async |client| client.attach(&name("web")).await).expect("attached");
+    let tasks = PathBuf::from(format!("/proc/{}/task", daemon.child.id()));
+    let thread = |id: &str| {
+        let stat = std::fs::read_to_string(tasks.join(id).join("stat")).expect("stat");
+        // proc(5): the name in parentheses, then from field 3; niceness is field 19.
+        let (head, rest) = stat.rsplit_once(") ").expect("fields");
+        let nice: i32 = rest.split(' ').nth(16).and_then(|text| text.parse().ok()).expect("a number");
+        (head.split_once('(').expect("a name").1.to_owned(), nice)
+    };
+    // The tests' own may be another than 0.
+    let (_, usual) = thread(&daemon.child.id().to_string());
+    let mut niced = 0;
+    for entry in std::fs::read_dir(&tasks).expect("threads") {
+        let (name, nice) = thread(entry.expect("a thread").file_name().to_str().expect("a number"));
+        let interface = name == "lamina-api";
+        assert_eq!(nice, if interface { (usual + 10).min(19) } else { usual }, "{name}");
+        niced += usize::from(interface);
+    }
+    assert!(niced > 0);
+}
+
+#[test]
 fn on_the_network_it_speaks_tls_and_nothing_else() {
     let mut place = Place::new();
     let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
