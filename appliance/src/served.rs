@@ -17,7 +17,7 @@ use lamina_api::page::{Page, Paged};
 use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::status::{Degradation, Status};
 use lamina_api::target::TargetList;
-use lamina_api::volume::{ChangeVolume, CreateVolume, Volume, VolumeFilter, VolumeList, VolumeSettings};
+use lamina_api::volume::{ChangeVolume, CreateVolume, Volume, VolumeFilter, VolumeList};
 use lamina_cluster::EmbeddedCoordination;
 use lamina_contract::{
     BlockDevice, BlockSize, Clock, Coordination, CoordinationError, ScoSize, Timestamp, VolumeId, VolumeName, VolumeRecord,
@@ -390,9 +390,6 @@ impl Volumes for Served {
     }
 
     fn create_volume(&self, request: &CreateVolume) -> Result<Volume, Problem> {
-        if !request.labels.is_empty() || request.settings != VolumeSettings::default() {
-            return Err(not_connected());
-        }
         let spec = spec(request)?;
         let name = spec.name.clone();
         self.check_socket(&name)?;
@@ -540,9 +537,7 @@ pub(crate) fn of_coordination(error: &CoordinationError) -> Problem {
         CoordinationError::NameTaken { .. } => Problem::caused(ProblemKind::Conflict, error).advise("choose another name"),
         CoordinationError::Unknown { .. } => Problem::caused(ProblemKind::NotFound, error),
         CoordinationError::Fenced { .. } => Problem::caused(ProblemKind::Conflict, error),
-        CoordinationError::HasClones { .. } => {
-            Problem::caused(ProblemKind::Conflict, error).advise("delete or flatten them first")
-        }
+        CoordinationError::HasClones { .. } => Problem::caused(ProblemKind::Conflict, error).advise("delete or flatten them first"),
         CoordinationError::Unavailable { .. } => {
             Problem::caused(ProblemKind::Unavailable, error).advise("the daemon's log says more")
         }

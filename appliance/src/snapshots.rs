@@ -140,10 +140,8 @@ impl Served {
         progress.phase("cloning");
         for names in request.names.chunks(TOGETHER) {
             progress.check()?;
-            let specs: Result<Vec<CloneSpec>, _> = names
-                .iter()
-                .map(|name| Ok(CloneSpec { name: VolumeName::new(name)?, settings: settings.clone() }))
-                .collect();
+            let specs: Result<Vec<CloneSpec>, _> =
+                names.iter().map(|name| Ok(CloneSpec { name: VolumeName::new(name)?, settings: settings.clone() })).collect();
             let specs = specs.map_err(|error| of_unit(&error))?;
             let made = self.node.clone_volume(parent.id(), beginning.note.id, &specs).await.map_err(|error| of_engine(&error))?;
             progress.made(|result| result.volumes.extend(names.iter().cloned()));
@@ -164,9 +162,9 @@ impl Snapshots for Served {
         let mut all = volume.snapshots();
         all.sort_by(|a, b| a.note.name.cmp(&b.note.name));
         let relations = self.relations()?;
-        let shown = all.iter().map(|snapshot| {
-            self.show_snapshot(&volume, snapshot, relations.clones_of_snapshot(volume.id(), snapshot.note.id))
-        });
+        let shown = all
+            .iter()
+            .map(|snapshot| self.show_snapshot(&volume, snapshot, relations.clones_of_snapshot(volume.id(), snapshot.note.id)));
         let Paged { entries, next } = page.cut(shown, |snapshot| snapshot.name.clone());
         Ok(SnapshotList { snapshots: entries, next })
     }
@@ -219,7 +217,8 @@ impl Snapshots for Served {
                 Ok(Outcome::Done(RolledBack { volume: self.volume(volume)?, discarded }))
             }
             From::Moment(_) => {
-                let order = JobOrder { kind: JobKind::RollbackVolume, subject: volume.to_string(), unit: JobUnit::Entries, total: 0 };
+                let order =
+                    JobOrder { kind: JobKind::RollbackVolume, subject: volume.to_string(), unit: JobUnit::Entries, total: 0 };
                 let (served, name) = (self.this()?, volume.clone());
                 let job = self.records.jobs.start(order, async move |progress: Arc<JobProgress>| {
                     progress.phase("reading the log");
@@ -262,7 +261,10 @@ impl Snapshots for Served {
     fn flatten(&self, volume: &VolumeName) -> Result<Job, Problem> {
         let open = self.open_volume(volume)?;
         if open.parent().is_none() {
-            return Err(Problem::new(ProblemKind::Conflict, format!("volume '{volume}' is not a clone: there is nothing to flatten")));
+            return Err(Problem::new(
+                ProblemKind::Conflict,
+                format!("volume '{volume}' is not a clone: there is nothing to flatten"),
+            ));
         }
         let order =
             JobOrder { kind: JobKind::FlattenVolume, subject: volume.to_string(), unit: JobUnit::Blocks, total: open.blocks() };
