@@ -110,6 +110,12 @@ impl Served {
                 self.node.snapshot_at(volume.id(), at, &spec).await.map_err(engine)
             }
             From::Now => {
+                // Clones of a template all begin as one snapshot.
+                if let Some(unchanged) =
+                    volume.unchanged_snapshot().filter(|snapshot| snapshot.note.size_bytes == volume.size_bytes())
+                {
+                    return Ok(unchanged);
+                }
                 let spec = automatic(self.dated_name("clone", self.clock().wall())?);
                 let mut taken = self.node.snapshot(&[(volume.id(), spec)]).await.map_err(engine)?;
                 taken.pop().ok_or_else(|| Problem::new(ProblemKind::Internal, "no snapshot was taken"))
