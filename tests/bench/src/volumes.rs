@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
+use crate::load::{self, Load, Order, Way};
 use crate::report::{Goal, Report};
 use crate::settings::Settings;
 
@@ -100,7 +101,8 @@ pub(crate) fn run(root: &Path, settings: &Settings, report: &mut Report) -> Resu
     drain(&daemon, &["large"], Duration::from_secs(900))?;
     println!("volumes: written and stored after {:.0?}", begin.elapsed());
     life_cycles(&asking, writes, rounds, report)?;
-    thousand_clones(&daemon, &asking, report)
+    thousand_clones(&daemon, &asking, report)?;
+    depth(&daemon, &asking, settings, report)
 }
 
 fn scatter(socket: &Path, writes: u64) -> Result<(), HarnessError> {
@@ -222,5 +224,45 @@ fn thousand_clones(daemon: &Daemon, asking: &Asking, report: &mut Report) -> Res
     report.row("1,000 clones of one template", took.as_secs_f64(), "s", Goal::AtMost(10.0), "attached, sockets and all");
     let note = format!("{} MiB before, {} MiB more", before >> 20, grown >> 20);
     report.row("memory of an idle clone", grown as f64 / f64::from(CLONES) / 1024.0, "KiB", Goal::AtMost(100.0), note);
+    Ok(())
+}
+
+/// A clone of a clone, 64 times, each with a change of its own: reads of the last one beside those of the first.
+fn depth(daemon: &Daemon, asking: &Asking, settings: &Settings, report: &mut Report) -> Result<(), HarnessError> {
+    const GENERATIONS: usize = 64;
+    const SET: u64 = 64 << 20;
+    let mut parent = name("desk-1");
+    for generation in 0..GENERATIONS {
+        let own = vec![generation as u8 + 1; BLOCK];
+        asking.ask("a write", asking.interface.write_data(&parent, SET + (generation * BLOCK) as u64, own.into()))?;
+        let clone = name(&format!("deep-{generation}"));
+        let request = CreateClones { names: vec![clone.to_string()], ..CreateClones::default() };
+        let job: Job = asking.post(&paths::of_volume(&parent, "clones"), &request)?;
+        asking.finish(job)?;
+        parent = clone;
+    }
+    drain(daemon, &[parent.as_str()], Duration::from_secs(60))?;
+    let load = Load {
+        way: Way::Read,
+        order: Order::Random,
+        bytes: BLOCK,
+        depth: 32,
+        set: SET,
+        time: Duration::from_secs(if settings.quick { 2 } else { 5 }),
+        warm_up: Duration::from_secs(1),
+        poll: false,
+    };
+    let sockets = [name("desk-2"), parent].map(|volume| daemon.volume(volume.as_str()).map(|volume| volume.socket));
+    let [flat, deep] = sockets;
+    let (flat, deep) = (flat?, deep?);
+    let mut ratios = Vec::new();
+    for _ in 0..5 {
+        let one = load::run(&flat, &load, 1)?.per_second();
+        let other = load::run(&deep, &load, 2)?.per_second();
+        ratios.push(other / one);
+    }
+    ratios.sort_by(f64::total_cmp);
+    let note = format!("five pairs, {:.2} to {:.2}", ratios[0], ratios[4]);
+    report.row("reads 64 generations deep / of one", ratios[2], "×", Goal::AtLeast(0.95), note);
     Ok(())
 }
