@@ -16,24 +16,25 @@ use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::snapshot::{
     ChangeSnapshot, CreateClones, CreateSnapshot, Rollback, RolledBack, Snapshot, SnapshotList, SnapshotState,
 };
-use lamina_contract::{Labels, SnapshotName, Timestamp, VolumeId, VolumeName, VolumeSettings};
+use lamina_contract::{SnapshotName, Timestamp, VolumeId, VolumeName, VolumeSettings};
 use lamina_engine::{CloneSpec, SnapshotChange, SnapshotSpec, Volume};
 
 use crate::jobs::{JobOrder, JobProgress};
+use crate::reserved;
 use crate::served::{Served, labels_of, of_engine, of_unit};
 
 /// Clones that appear together.
 const TOGETHER: usize = 50;
 
 /// What a clone or a rollback begins from.
-enum From {
+pub(crate) enum From {
     Snapshot(SnapshotName),
     Moment(Timestamp),
     Now,
 }
 
 impl From {
-    fn of(snapshot: Option<&str>, at: Option<&str>) -> Result<Self, Problem> {
+    pub(crate) fn of(snapshot: Option<&str>, at: Option<&str>) -> Result<Self, Problem> {
         match (snapshot, at) {
             (Some(_), Some(_)) => {
                 Err(Problem::new(ProblemKind::InvalidRequest, "either a snapshot or a moment can be gone from, not both"))
@@ -97,7 +98,7 @@ impl Served {
     }
 
     /// The snapshot that something begins as; one is made unless it is there.
-    async fn beginning(&self, volume: &Arc<Volume>, from: From) -> Result<lamina_engine::Snapshot, Problem> {
+    pub(crate) async fn beginning(&self, volume: &Arc<Volume>, from: From) -> Result<lamina_engine::Snapshot, Problem> {
         let engine = |error| of_engine(&error);
         let automatic = |name| SnapshotSpec { automatic: true, ..SnapshotSpec::named(name) };
         match from {
@@ -135,15 +136,13 @@ impl Served {
     ) -> Result<JobResult, Problem> {
         progress.phase("finding where to begin");
         let beginning = self.beginning(&parent, from).await?;
-        let labels: Labels = request.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let labels = reserved::checked(&request.labels)?;
         let settings = VolumeSettings { labels, ..VolumeSettings::default() };
         progress.phase("cloning");
         for names in request.names.chunks(TOGETHER) {
             progress.check()?;
-            let specs: Result<Vec<CloneSpec>, _> = names
-                .iter()
-                .map(|name| Ok(CloneSpec { name: VolumeName::new(name)?, settings: settings.clone() }))
-                .collect();
+            let specs: Result<Vec<CloneSpec>, _> =
+                names.iter().map(|name| Ok(CloneSpec { name: VolumeName::new(name)?, settings: settings.clone() })).collect();
             let specs = specs.map_err(|error| of_unit(&error))?;
             let made = self.node.clone_volume(parent.id(), beginning.note.id, &specs).await.map_err(|error| of_engine(&error))?;
             progress.made(|result| result.volumes.extend(names.iter().cloned()));
@@ -164,9 +163,9 @@ impl Snapshots for Served {
         let mut all = volume.snapshots();
         all.sort_by(|a, b| a.note.name.cmp(&b.note.name));
         let relations = self.relations()?;
-        let shown = all.iter().map(|snapshot| {
-            self.show_snapshot(&volume, snapshot, relations.clones_of_snapshot(volume.id(), snapshot.note.id))
-        });
+        let shown = all
+            .iter()
+            .map(|snapshot| self.show_snapshot(&volume, snapshot, relations.clones_of_snapshot(volume.id(), snapshot.note.id)));
         let Paged { entries, next } = page.cut(shown, |snapshot| snapshot.name.clone());
         Ok(SnapshotList { snapshots: entries, next })
     }
@@ -181,7 +180,7 @@ impl Snapshots for Served {
         let volume = self.open_volume(volume)?;
         let spec = SnapshotSpec {
             name: SnapshotName::new(&request.name).map_err(|error| of_unit(&error))?,
-            labels: request.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            labels: reserved::checked(&request.labels)?,
             description: request.description.clone(),
             pinned: request.pinned,
             automatic: false,
@@ -195,7 +194,7 @@ impl Snapshots for Served {
         let volume = self.open_volume(volume)?;
         let found = self.find_snapshot(&volume, &name_of(snapshot)?)?;
         let change = SnapshotChange {
-            labels: change.labels.as_ref().map(|l| l.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()),
+            labels: change.labels.as_ref().map(|labels| reserved::replaced(&found.note.labels, labels)).transpose()?,
             description: change.description.clone(),
             pinned: change.pinned,
         };
@@ -219,7 +218,8 @@ impl Snapshots for Served {
                 Ok(Outcome::Done(RolledBack { volume: self.volume(volume)?, discarded }))
             }
             From::Moment(_) => {
-                let order = JobOrder { kind: JobKind::RollbackVolume, subject: volume.to_string(), unit: JobUnit::Entries, total: 0 };
+                let order =
+                    JobOrder { kind: JobKind::RollbackVolume, subject: volume.to_string(), unit: JobUnit::Entries, total: 0 };
                 let (served, name) = (self.this()?, volume.clone());
                 let job = self.records.jobs.start(order, async move |progress: Arc<JobProgress>| {
                     progress.phase("reading the log");
@@ -238,6 +238,7 @@ impl Snapshots for Served {
     fn clone_volume(&self, volume: &VolumeName, request: &CreateClones) -> Result<Job, Problem> {
         let from = From::of(request.snapshot.as_deref(), request.at.as_deref())?;
         let parent = self.open_volume(volume)?;
+        reserved::checked(&request.labels)?;
         if let From::Snapshot(name) = &from {
             self.find_snapshot(&parent, name)?;
         }
@@ -262,7 +263,10 @@ impl Snapshots for Served {
     fn flatten(&self, volume: &VolumeName) -> Result<Job, Problem> {
         let open = self.open_volume(volume)?;
         if open.parent().is_none() {
-            return Err(Problem::new(ProblemKind::Conflict, format!("volume '{volume}' is not a clone: there is nothing to flatten")));
+            return Err(Problem::new(
+                ProblemKind::Conflict,
+                format!("volume '{volume}' is not a clone: there is nothing to flatten"),
+            ));
         }
         let order =
             JobOrder { kind: JobKind::FlattenVolume, subject: volume.to_string(), unit: JobUnit::Blocks, total: open.blocks() };

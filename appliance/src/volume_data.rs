@@ -7,7 +7,9 @@ use std::time::Duration;
 use lamina_api::appliance::VolumeData;
 use lamina_api::data::{Extent, ExtentList};
 use lamina_api::problem::{Problem, ProblemKind};
-use lamina_contract::{BlockAddress, BlockDevice, IoError, Lba, Op, Request, SECTOR_BYTES, SectorCount, Transfer, Transferable, VolumeName};
+use lamina_contract::{
+    BlockAddress, BlockDevice, IoError, Lba, Op, Request, SECTOR_BYTES, SectorCount, Transfer, Transferable, VolumeName,
+};
 use lamina_engine::Volume;
 use parking_lot::Mutex;
 
