@@ -609,6 +609,7 @@ impl Vms for FakeAppliance {
             pinned: request.pinned,
             automatic: false,
             frozen: request.freeze,
+            complete: true,
             state: SnapshotState::Stored,
             disks: vm.machine.disks.iter().map(|found| disk(&found.volume)).collect(),
         };
