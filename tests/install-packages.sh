@@ -14,6 +14,8 @@ assets=${LAMINA_ASSETS:-$root/.assets}
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 # For the build (nasm and autotools build ISA-L, libclang reads its headers), then what guests and baselines are made of.
 packages="gcc libc6-dev make pkg-config nasm autoconf automake libtool libclang-dev busybox-static e2fsprogs fdisk util-linux mount procps python3-venv"
+# The agent that a guest runs, and what libvirt says a domain is.
+packages="$packages qemu-guest-agent libvirt0 libxml2-utils"
 backports="qemu-system-x86 qemu-utils"
 # From PyPI, since Debian has none.
 schemathesis=4.32.5

@@ -89,6 +89,14 @@ Examples:
         #[command(subcommand)]
         verb: VolumeVerb,
     },
+    /// Virtual machines.
+    #[command(after_long_help = "\
+Examples:
+  lamina vm render --from web.json --hypervisor libvirt | virsh define /dev/stdin")]
+    Vm {
+        #[command(subcommand)]
+        verb: VmVerb,
+    },
     /// The drives behind the store.
     #[command(after_long_help = "\
 Examples:
@@ -208,6 +216,33 @@ On a terminal the name must be typed again; in scripts say --yes.")]
         /// Do not ask.
         #[arg(long)]
         yes: bool,
+    },
+}
+
+/// What to do with virtual machines.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmVerb {
+    /// Writes a whole machine in a hypervisor's words: XML for libvirt, a script for the others. Asks no daemon.
+    #[command(after_long_help = "\
+Examples:
+  lamina vm render --from web.json --hypervisor qemu > web.sh && sh web.sh
+  lamina vm render --from web.json --hypervisor libvirt > web.xml && virsh define web.xml
+
+A machine is written as JSON:
+  { \"name\": \"web\", \"cpus\": 2, \"memory_bytes\": 2147483648, \"firmware\": \"bios\",
+    \"disks\": [ { \"volume\": \"web\", \"socket\": \"/run/lamina/vhost/web.sock\", \"boot_order\": 1 } ],
+    \"nics\": [ { \"bridge\": \"br0\", \"model\": \"virtio\" } ], \"guest_agent\": \"/run/lamina/agent/web.sock\" }
+
+UUID and MAC addresses follow from the name unless they are given, so a machine stays the same when it is rendered again. A card
+is on a \"bridge\" or, with libvirt, on a \"network\"; its model is virtio or e1000e. With firmware \"uefi\", QEMU's script takes
+OVMF from $OVMF and keeps the machine's variables in ./NAME-vars.fd, and Cloud Hypervisor's takes its firmware from $FIRMWARE.")]
+    Render {
+        /// The machine's description; '-' is standard input.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// For which hypervisor.
+        #[arg(long, value_enum)]
+        hypervisor: Hypervisor,
     },
 }
 

@@ -1,10 +1,14 @@
 //! Failures: what to print and which code to exit with. Codes are part of the contract and listed in `lamina --help`.
 
 use std::io;
+use std::path::PathBuf;
 
 use lamina_api::client::ClientError;
 use lamina_api::problem::ProblemKind;
 use lamina_contract::{UnitError, VolumeName};
+
+use crate::machine::MachineError;
+use crate::render::RenderError;
 
 /// Why the command did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +28,24 @@ pub(crate) enum Failure {
     /// The daemon's answer holds a value that makes no sense.
     #[error("the daemon's answer makes no sense")]
     Unit(#[from] UnitError),
+    /// A file that was named cannot be read.
+    #[error("{} cannot be read", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// It is not the JSON of a machine.
+    #[error("that is no description of a machine")]
+    Description(#[source] serde_json::Error),
+    /// It makes no sense as one.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The hypervisor cannot be told of it.
+    #[error(transparent)]
+    Render(#[from] RenderError),
     /// Deleting needs a yes.
     #[error("deleting '{name}' removes all its data and nobody is there to confirm it")]
     Unconfirmed {
@@ -48,7 +70,7 @@ impl Failure {
     /// 1 failure, 2 usage, 3 not found, 4 daemon unreachable, 5 conflict.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Unconfirmed { .. } => 2,
+            Self::Unconfirmed { .. } | Self::Read { .. } | Self::Description(_) | Self::Machine(_) | Self::Render(_) => 2,
             Self::Client(ClientError::Refused(problem)) => match problem.kind {
                 ProblemKind::InvalidRequest => 2,
                 ProblemKind::NotFound => 3,
@@ -92,6 +114,7 @@ impl Failure {
                 Some("look into the daemon's log, then at the state, before asking again".to_owned())
             }
             Self::Unconfirmed { .. } => Some("add --yes".to_owned()),
+            Self::Description(_) => Some("lamina vm render --help shows one".to_owned()),
             Self::NoSocket { .. } => Some("look into the daemon's log".to_owned()),
             _ => None,
         }

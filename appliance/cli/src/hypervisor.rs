@@ -3,6 +3,7 @@
 use lamina_contract::ByteSize;
 
 use crate::args::Hypervisor;
+use crate::shell::quoted;
 
 /// The disk and guest that the text is for.
 pub(crate) struct Disk<'a> {
@@ -66,12 +67,6 @@ fn libvirt(disk: &Disk<'_>) -> String {
 
 fn mebibytes(size: ByteSize) -> u64 {
     size.0.div_ceil(1 << 20)
-}
-
-/// One word for a shell.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-=,:+@%".contains(c);
-    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 fn xml(text: &str) -> String {

@@ -3,13 +3,22 @@
 //! It keeps no state. What a failure means is in its exit code (`failure.rs`), what to do in its last line on stderr.
 
 mod args;
+mod cloud_hypervisor;
 mod confirm;
 mod failure;
 mod hypervisor;
+mod identity;
+mod libvirt;
+mod machine;
 mod output;
+mod qemu;
+mod render;
+mod shell;
 mod status;
 mod target;
+mod vm;
 mod volume;
+mod xml;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -41,6 +50,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         out.write_all(&script)?;
         return Ok(());
     }
+    // Needs no daemon.
+    if let Noun::Vm { verb } = &arguments.noun {
+        return vm::run(verb, arguments.output, &mut out);
+    }
     let client = Client::new(&arguments.connection.socket());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -48,7 +61,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             Noun::Volume { verb } => volume::run(verb, &client, arguments.output, &mut out).await,
             Noun::Target { verb } => target::run(verb, &client, arguments.output, &mut out).await,
             Noun::Status => status::run(&client, arguments.output, &mut out).await,
-            Noun::Completions { .. } => Ok(()),
+            Noun::Vm { .. } | Noun::Completions { .. } => Ok(()),
         }
     })
 }

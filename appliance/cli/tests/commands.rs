@@ -319,3 +319,34 @@ fn completions_know_the_commands() {
     let output = Command::new(env!("CARGO_BIN_EXE_lamina")).args(["completions", "bash"]).output().expect("runs");
     assert!(String::from_utf8_lossy(&output.stdout).contains("attach"));
 }
+
+#[test]
+fn a_machine_is_rendered_without_a_daemon_and_mistakes_are_usage_errors() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+    let lamina = |arguments: &[&str], input: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lamina"));
+        command.args(["--socket", "/nowhere/lamina.sock", "vm", "render"]).args(arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
+        // It may have ended without reading.
+        let _ = std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), input.as_bytes());
+        child.wait_with_output().expect("ended")
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let domain = lamina(&["--from", &format!("{golden}/web.json"), "--hypervisor", "libvirt"], "");
+    assert_eq!(text(&domain.stdout), std::fs::read_to_string(format!("{golden}/web.xml")).expect("golden"));
+    let small = std::fs::read_to_string(format!("{golden}/small.json")).expect("golden");
+    let script = lamina(&["--from", "-", "--hypervisor", "cloud-hypervisor", "-o", "json"], &small);
+    let answer: serde_json::Value = serde_json::from_slice(&script.stdout).expect("JSON");
+    let expected = std::fs::read_to_string(format!("{golden}/small-cloud-hypervisor.sh")).expect("golden");
+    assert_eq!((answer["name"].as_str(), answer["text"].as_str()), (Some("small"), Some(expected.as_str())));
+    for (arguments, input, words) in [
+        (["--from", "/nowhere/x.json", "--hypervisor", "qemu"], "", "/nowhere/x.json cannot be read"),
+        (["--from", "-", "--hypervisor", "qemu"], "{}", "missing field `name`"),
+        (["--from", "-", "--hypervisor", "qemu"], &small.replace("\"br0\"", "\"br 0\""), "cannot be the name of a bridge"),
+        (["--from", "-", "--hypervisor", "cloud-hypervisor"], &small.replace("uefi", "bios"), "has no BIOS"),
+    ] {
+        let refused = lamina(&arguments, input);
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+        assert!(text(&refused.stderr).contains(words), "{}", text(&refused.stderr));
+    }
+}

@@ -74,9 +74,18 @@ impl GuestImage {
     /// # Errors
     /// When something that guests are made of is missing.
     pub fn new(script: &str) -> Result<Self, HarnessError> {
+        Self::with(script, &[], &[])
+    }
+
+    /// Like [`GuestImage::new`] with more programs of this machine and more kernel modules.
+    ///
+    /// # Errors
+    /// When something that guests are made of is missing.
+    pub fn with(script: &str, programs: &[&str], modules: &[&str]) -> Result<Self, HarnessError> {
         let place = Place::new()?;
         let path = place.path().join("initrd");
-        std::fs::write(&path, Initramfs::with_script(script)?).map_err(HarnessError::file("write", &path))?;
+        let archive = Initramfs::with_script_and(script, programs, modules)?;
+        std::fs::write(&path, archive).map_err(HarnessError::file("write", &path))?;
         Ok(Self { place })
     }
 
@@ -85,14 +94,6 @@ impl GuestImage {
     /// # Errors
     /// When QEMU or the kernel is missing.
     pub fn boot(&self, options: &GuestOptions) -> Result<Guest, HarnessError> {
-        let kernel = assets().join("kernel/vmlinuz");
-        if !kernel.is_file() {
-            return Err(HarnessError::Missing {
-                what: "the guests' kernel",
-                path: kernel,
-                advice: "run tests/install-packages.sh as root",
-            });
-        }
         let mut command = Command::new("qemu-system-x86_64");
         command.args([
             "-nodefaults",
@@ -112,6 +113,23 @@ impl GuestImage {
             let queues = disk.queues;
             command.arg("-chardev").arg(format!("socket,id=c{index},path={},reconnect-ms=500", disk.socket.display()));
             command.arg("-device").arg(format!("vhost-user-blk-pci,chardev=c{index},num-queues={queues},disable-legacy=on"));
+        }
+        self.boot_in(command, options)
+    }
+
+    /// Turns on a machine that somebody else has described: `command` becomes QEMU with the arguments that it is given, and has its console
+    /// on standard output. Of the options, disks do not count.
+    ///
+    /// # Errors
+    /// When the program or the kernel is missing.
+    pub fn boot_in(&self, mut command: Command, options: &GuestOptions) -> Result<Guest, HarnessError> {
+        let kernel = assets().join("kernel/vmlinuz");
+        if !kernel.is_file() {
+            return Err(HarnessError::Missing {
+                what: "the guests' kernel",
+                path: kernel,
+                advice: "run tests/install-packages.sh as root",
+            });
         }
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(self.place.path().join("initrd"));
         command.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 mitigations=off {}", options.words));
@@ -186,6 +204,12 @@ impl Guest {
     pub fn wait_result(&mut self, key: &'static str) -> Result<String, HarnessError> {
         let prefix = format!("LAMINA-RESULT {key}=");
         self.wait_line(key, move |line| line.find(&prefix).map(|at| line[at + prefix.len()..].to_owned()))
+    }
+
+    /// How many lines of its console so far contain `text`.
+    #[must_use]
+    pub fn count_lines(&self, text: &str) -> usize {
+        self.process.output().iter().filter(|line| line.contains(text)).count()
     }
 
     /// Waits for the end of the script and of QEMU.

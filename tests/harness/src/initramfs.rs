@@ -70,15 +70,23 @@ impl Initramfs {
     /// # Errors
     /// When something that guests are made of is missing.
     pub fn with_script(script: &str) -> Result<Vec<u8>, HarnessError> {
+        Self::with_script_and(script, &[], &[])
+    }
+
+    /// Like [`Initramfs::with_script`] with more programs of this machine and more kernel modules.
+    ///
+    /// # Errors
+    /// When something that guests are made of is missing.
+    pub fn with_script_and(script: &str, programs: &[&str], modules: &[&str]) -> Result<Vec<u8>, HarnessError> {
         let mut new = Self::default();
         for directory in ["dev", "proc", "sys", "modules"] {
             new.directory(directory);
         }
         new.host_file(Path::new("/bin/busybox"), "bin/busybox")?;
-        for program in PROGRAMS {
+        for program in PROGRAMS.iter().chain(programs) {
             new.program(program)?;
         }
-        new.modules()?;
+        new.modules(modules)?;
         new.link("bin/sh", "busybox");
         new.link("etc/mtab", "/proc/mounts");
         new.file("init", 0o755, INIT.as_bytes());
@@ -166,14 +174,14 @@ impl Initramfs {
         Ok(())
     }
 
-    fn modules(&mut self) -> Result<(), HarnessError> {
+    fn modules(&mut self, more: &[&str]) -> Result<(), HarnessError> {
         let root = assets().join("kernel/modules");
         let builtin = std::fs::read_to_string(root.join("modules.builtin"))
             .map_err(HarnessError::file("read", root.join("modules.builtin")))?;
         let listing =
             std::fs::read_to_string(root.join("modules.order")).map_err(HarnessError::file("read", root.join("modules.order")))?;
         let mut found = ModuleSet { root, builtin, listing, order: Vec::new() };
-        for module in MODULES {
+        for module in MODULES.iter().chain(more) {
             found.add(module)?;
         }
         let mut order = String::new();

@@ -6,5 +6,5 @@ mod scripts;
 mod storm;
 
 pub use bed::{Bed, counter, degradations, drain, is_degraded, lose_drive, wait_attached};
-pub use scripts::{COUNT_FLUSHES, FILES, LIVE_THROUGH};
+pub use scripts::{COUNT_FLUSHES, FILES, LIVE_THROUGH, SHOW_MACHINE, WRITE_UNDER_AGENT};
 pub use storm::{Storm, StormReport, cycles_from_environment};

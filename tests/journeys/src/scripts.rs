@@ -106,3 +106,49 @@ report files $(flushes vda)
 umount /mnt
 report after $(flushes vda)
 "#;
+
+/// Says what machine it is on: identity, processors, memory, disks.
+pub const SHOW_MACHINE: &str = r#"
+wait_for_disk /dev/vda
+wait_for_disk /dev/vdb
+report uuid "$(cat /sys/class/dmi/id/product_uuid)"
+report cpus $(nproc)
+report memory $(awk '$1 == "MemTotal:" { print $2 }' /proc/meminfo)
+report first $(cat /sys/block/vda/size)
+report second $(cat /sys/block/vdb/size)
+report queues $(ls /sys/block/vda/mq | wc -l)
+report card "$(cat /sys/class/net/eth0/address 2>/dev/null || echo none)"
+dd if=/dev/urandom of=/dev/vdb bs=64k count=16 conv=fsync 2>/dev/null || fail write
+report port "$(cat /sys/class/virtio-ports/*/name)"
+"#;
+
+/// Runs the QEMU guest agent and writes to a file system, a line on the console for each write that is durable, until somebody types a
+/// line.
+pub const WRITE_UNDER_AGENT: &str = r#"
+wait_for_disk /dev/vda
+mke2fs -q -t ext4 /dev/vda || fail mke2fs
+mount -t ext4 /dev/vda /mnt || fail mount
+for port in /sys/class/virtio-ports/*; do
+    [ "$(cat "$port/name")" = org.qemu.guest_agent.0 ] && device=/dev/${port##*/}
+done
+[ -c "$device" ] || fail "no port for the agent"
+mkdir -p /run/agent /var/run
+/usr/sbin/qemu-ga -m virtio-serial -p "$device" -t /run/agent -f /run/agent/pid > /run/agent/log 2>&1 &
+(
+    n=0
+    while [ ! -e /run/stop ]; do
+        echo $n | dd of=/mnt/file conv=fsync 2>/dev/null || fail write
+        echo "LAMINA-WROTE $n"
+        n=$((n + 1))
+        usleep 20000
+    done
+    touch /run/stopped
+) &
+report running 1
+read -r line
+touch /run/stop
+while [ ! -e /run/stopped ]; do usleep 20000; done
+umount /mnt || fail umount
+e2fsck -fn /dev/vda > /tmp/fsck 2>&1 || fail "fsck: $(tail -n 3 /tmp/fsck)"
+report right 1
+"#;
