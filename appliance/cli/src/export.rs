@@ -17,10 +17,10 @@ use futures::{StreamExt, stream};
 use hyper::body::Bytes;
 use lamina_api::job::Job;
 use lamina_api::label::Labels;
-use lamina_api::name::JobId;
+use lamina_api::name::{JobId, Name};
 use lamina_api::paths;
-use lamina_api::problem::ProblemKind;
-use lamina_api::snapshot::CreateClones;
+use lamina_api::problem::{Problem, ProblemKind};
+use lamina_api::snapshot::{CreateClones, CreateSnapshot, Snapshot};
 use lamina_contract::VolumeName;
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -56,7 +56,7 @@ pub(crate) enum ExportFormat {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Makes a disk image of a volume as it is now, of a snapshot, or of a moment in the volume's CDP window.\n\n\
-It reads a temporary clone, named after the volume, and removes it afterwards whatever happened; a guest may go on using the volume. \
+It reads a temporary clone, named after the volume, and removes it afterwards whatever happened, with the snapshot that it began as; a guest may go on using the volume. \
 A raw image is a sparse file; with '-' it goes to stdout with all its zeros. A qcow2 image is written through qemu-nbd, without a raw copy \
 in between. The file has the name FILE.part until it is complete.",
     after_long_help = "\
@@ -138,11 +138,10 @@ pub(crate) async fn run(arguments: &ExportArguments, session: &Session) -> Resul
     let target = arguments.target()?;
     let format = if matches!(target, Target::Qcow2 { .. }) { "qcow2" } else { "raw" };
     let volume = session.client.volume(&arguments.source.of).await?;
-    let clone = temporary_name(&arguments.source.of)?;
-    let begun_job = Cell::new(None);
+    let temporary = Temporary::new(&arguments.source.of)?;
     let work = async {
-        make_clone(arguments, &clone, session, &begun_job).await?;
-        copy(&clone, volume.size_bytes, target, session).await
+        temporary.make(arguments, session).await?;
+        copy(&temporary.clone, volume.size_bytes, target, session).await
     };
     let begun = Instant::now();
     let outcome = tokio::select! {
@@ -150,7 +149,7 @@ pub(crate) async fn run(arguments: &ExportArguments, session: &Session) -> Resul
         () = interrupted() => Err(TransferError::Interrupted.into()),
         outcome = work => outcome,
     };
-    let removed = remove_clone(&clone, begun_job.get(), session).await;
+    let removed = temporary.remove(session).await;
     let data_bytes = outcome?;
     removed?;
     session.printer.notice(&format!("{} read, {}", size(data_bytes), bytes_a_second(data_bytes, begun.elapsed())));
@@ -169,48 +168,83 @@ pub(crate) async fn run(arguments: &ExportArguments, session: &Session) -> Resul
     })
 }
 
-/// Begins as the volume's name, so that a token's scope has it too: `web-export-1a2b3c4d`.
-fn temporary_name(volume: &VolumeName) -> Result<VolumeName, Failure> {
-    // 63 characters less 7 of the word, 2 of dashes and 8 of chance.
-    let head: String = volume.as_str().chars().take(46).collect();
-    Ok(VolumeName::new(&format!("{head}-export-{:08x}", rand::random::<u32>()))?)
+/// What an export makes and removes: a clone, and the snapshot that it begins as where none was named.
+struct Temporary {
+    of: VolumeName,
+    clone: VolumeName,
+    snapshot: Name,
+    snapped: Cell<bool>,
+    job: Cell<Option<JobId>>,
 }
 
-async fn make_clone(
-    arguments: &ExportArguments,
-    clone: &VolumeName,
-    session: &Session,
-    begun: &Cell<Option<JobId>>,
-) -> Result<(), Failure> {
-    let mut labels = Labels::default();
-    labels.add("purpose=export").map_err(lamina_api::problem::Problem::from)?;
-    let request = CreateClones {
-        names: vec![clone.to_string()],
-        snapshot: arguments.source.snapshot.as_ref().map(ToString::to_string),
-        at: arguments.at.as_ref().map(|at| at.rfc3339().to_owned()),
-        labels,
-        attach: Some(false),
-        ..CreateClones::default()
-    };
-    let job: Job = session.client.post(&paths::of_volume(&arguments.source.of, "clones"), &request).await?;
-    begun.set(Some(job.id.parse()?));
-    // Whether to wait is not a question here.
-    follow::to_the_end_as(session, job, Patience { wait: true, limit: None }).await.map(|_| ())
-}
-
-/// A clone that is still being made when the export is given up would come later: so its job ends first.
-async fn remove_clone(clone: &VolumeName, job: Option<JobId>, session: &Session) -> Result<(), Failure> {
-    let client = &session.client;
-    if let Some(id) = job {
-        // It has ended already, or ends now; what the answers say does not matter, the volume does.
-        let _ = client.tell::<Job>(&paths::job_cancel(id)).await;
-        let _ = client.job(id, Duration::from_secs(30)).await;
+impl Temporary {
+    /// The clone's name begins as the volume's, so that a token's scope has it too: `web-export-1a2b3c4d`.
+    fn new(of: &VolumeName) -> Result<Self, Failure> {
+        let number = rand::random::<u32>();
+        // 63 characters less 7 of the word, 2 of dashes and 8 of chance.
+        let head: String = of.as_str().chars().take(46).collect();
+        Ok(Self {
+            of: of.clone(),
+            clone: VolumeName::new(&format!("{head}-export-{number:08x}"))?,
+            snapshot: Name::new(&format!("export-{number:08x}"))?,
+            snapped: Cell::new(false),
+            job: Cell::new(None),
+        })
     }
-    match client.delete(&format!("{}?snapshots=true", paths::volume(clone))).await {
-        Err(error) if error.kind() != Some(ProblemKind::NotFound) => {
-            Err(Failure::LeftBehind { volume: clone.to_string(), cause: Box::new(error) })
+
+    async fn make(&self, arguments: &ExportArguments, session: &Session) -> Result<(), Failure> {
+        let mut labels = Labels::default();
+        labels.add("purpose=export").map_err(Problem::from)?;
+        let mut snapshot = arguments.source.snapshot.clone();
+        if snapshot.is_none() && arguments.at.is_none() {
+            let request = CreateSnapshot { name: self.snapshot.to_string(), labels: labels.clone(), ..CreateSnapshot::default() };
+            self.snapped.set(true);
+            session.client.post::<Snapshot>(&paths::of_volume(&self.of, "snapshots"), &request).await?;
+            snapshot = Some(self.snapshot.clone());
         }
-        _ => Ok(()),
+        let request = CreateClones {
+            names: vec![self.clone.to_string()],
+            snapshot: snapshot.map(|snapshot| snapshot.to_string()),
+            at: arguments.at.as_ref().map(|at| at.rfc3339().to_owned()),
+            labels,
+            attach: Some(false),
+            ..CreateClones::default()
+        };
+        let job: Job = session.client.post(&paths::of_volume(&self.of, "clones"), &request).await?;
+        self.job.set(Some(job.id.parse()?));
+        // Whether to wait is not a question here.
+        follow::to_the_end_as(session, job, Patience { wait: true, limit: None }).await.map(|_| ())
+    }
+
+    /// A clone that is still being made when the export is given up would come later: so its job ends first.
+    async fn remove(&self, session: &Session) -> Result<(), Failure> {
+        let client = &session.client;
+        if let Some(id) = self.job.get() {
+            // It has ended already, or ends now; what the answers say does not matter, the volume does.
+            let _ = client.tell::<Job>(&paths::job_cancel(id)).await;
+            let _ = client.job(id, Duration::from_secs(30)).await;
+        }
+        let clone = gone(client.delete(&format!("{}?snapshots=true", paths::volume(&self.clone))).await).map_err(|cause| {
+            let advice = format!("lamina volume delete {} --snapshots --yes", self.clone);
+            Failure::LeftBehind { what: format!("volume '{}'", self.clone), advice, cause: Box::new(cause) }
+        });
+        if !self.snapped.get() {
+            return clone;
+        }
+        let name = format!("{}@{}", self.of, self.snapshot);
+        let snapshot = gone(client.delete(&paths::snapshot(&self.of, &self.snapshot)).await).map_err(|cause| {
+            let advice = format!("lamina snapshot delete {name} --yes");
+            Failure::LeftBehind { what: format!("snapshot '{name}'"), advice, cause: Box::new(cause) }
+        });
+        clone.and(snapshot)
+    }
+}
+
+/// What was never made need not go.
+fn gone(deleted: Result<(), CallError>) -> Result<(), CallError> {
+    match deleted {
+        Err(error) if error.kind() == Some(ProblemKind::NotFound) => Ok(()),
+        other => other,
     }
 }
 
@@ -387,13 +421,13 @@ fn zeros(mut count: u64) -> Result<(), TransferError> {
 mod tests {
     use lamina_contract::VolumeName;
 
-    use super::temporary_name;
+    use super::Temporary;
 
     #[test]
     fn temporary_clones_are_named_after_their_volume_and_names_stay_names() {
         let long = VolumeName::new(&"x".repeat(63)).expect("a name");
-        assert_eq!(temporary_name(&long).expect("a name").as_str().len(), 62);
+        assert_eq!(Temporary::new(&long).expect("a name").clone.as_str().len(), 62);
         let web = VolumeName::new("web").expect("a name");
-        assert!(temporary_name(&web).expect("a name").as_str().starts_with("web-export-"));
+        assert!(Temporary::new(&web).expect("a name").clone.as_str().starts_with("web-export-"));
     }
 }

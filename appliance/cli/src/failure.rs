@@ -102,10 +102,12 @@ pub(crate) enum Failure {
         job: Option<String>,
     },
     /// A temporary clone or snapshot that could not be removed.
-    #[error("the temporary volume '{volume}' could not be removed")]
+    #[error("the temporary {what} could not be removed")]
     LeftBehind {
         /// Which.
-        volume: String,
+        what: String,
+        /// How to remove it.
+        advice: String,
         /// Why.
         #[source]
         cause: Box<CallError>,
@@ -179,7 +181,7 @@ impl Failure {
             Self::Job(job) => job.problem.as_ref().and_then(|problem| problem.advice.clone()),
             Self::StillRunning { id, .. } => Some(format!("lamina job wait {id}")),
             Self::Interrupted { job: Some(id) } => Some(format!("lamina job wait {id}, or lamina job cancel {id}")),
-            Self::LeftBehind { volume, .. } => Some(format!("lamina volume delete {volume} --snapshots --yes")),
+            Self::LeftBehind { advice, .. } => Some(advice.clone()),
             _ => None,
         }
     }
@@ -250,6 +252,7 @@ fn wants_certificate(error: &CallError) -> bool {
             Alert::CertificateRequired
                 | Alert::UnknownCA
                 | Alert::BadCertificate
+                | Alert::DecryptError
                 | Alert::CertificateExpired
                 | Alert::CertificateRevoked
                 | Alert::AccessDenied

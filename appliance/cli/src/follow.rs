@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lamina_api::job::{Job, JobState, JobUnit, Outcome};
 use lamina_api::name::JobId;
 use lamina_api::paths;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::failure::Failure;
@@ -34,6 +35,7 @@ pub(crate) enum Followed<T> {
 pub(crate) async fn outcome<T>(session: &Session, outcome: Outcome<T>) -> Result<Followed<T>, Failure> {
     match outcome {
         Outcome::Done(done) => Ok(Followed::Done(done)),
+        Outcome::Job(job) if job.state == JobState::Succeeded => Ok(Followed::Succeeded(job)),
         Outcome::Job(job) if !session.patience.wait => {
             session.printer.notice(&format!("job {} goes on: lamina job wait {}", job.id, job.id));
             Ok(Followed::Left(job))
@@ -53,6 +55,8 @@ pub(crate) async fn to_the_end(session: &Session, job: Job) -> Result<Job, Failu
 /// The same with another limit.
 pub(crate) async fn to_the_end_as(session: &Session, job: Job, patience: Patience) -> Result<Job, Failure> {
     let id: JobId = job.id.parse()?;
+    // From here on, so that none is missed between two looks.
+    let mut interrupts = signal(SignalKind::interrupt())?;
     let mut show = Show::new(&session.printer);
     show.update(&job);
     let until = patience.limit.map(|limit| Instant::now() + limit);
@@ -69,8 +73,8 @@ pub(crate) async fn to_the_end_as(session: &Session, job: Job, patience: Patienc
                 job = next?;
                 show.update(&job);
             }
-            _ = tokio::signal::ctrl_c() => {
-                let answer = if cancelled { Answer::Leave } else { show.suspend(ask(&job)).await };
+            _ = interrupts.recv() => {
+                let answer = if cancelled { Answer::Leave } else { show.suspend(ask(&job, &mut interrupts)).await };
                 match answer {
                     Answer::Cancel => {
                         job = cancel(session, id).await?;
@@ -121,7 +125,7 @@ enum Answer {
     Leave,
 }
 
-async fn ask(job: &Job) -> Answer {
+async fn ask(job: &Job, interrupts: &mut Signal) -> Answer {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         return Answer::Leave;
     }
@@ -144,7 +148,7 @@ async fn ask(job: &Job) -> Answer {
             Ok(Some(_)) => Answer::Stay,
             _ => Answer::Leave,
         },
-        _ = tokio::signal::ctrl_c() => Answer::Leave,
+        _ = interrupts.recv() => Answer::Leave,
     }
 }
 

@@ -79,7 +79,7 @@ impl Mistake {
     /// What would be right.
     pub(crate) fn advice(&self) -> String {
         match self {
-            Self::NoSnapshot { of } => format!("write {of}@NAME; lamina snapshot list {of} shows what there is"),
+            Self::NoSnapshot { of } => format!("write {of}@NAME"),
             Self::TwoSnapshots => "write VOLUME@SNAPSHOT, or both as two words".to_owned(),
             Self::NoWayBack => "add --snapshot NAME, or --at \"2026-11-22 10:15:30\"".to_owned(),
             Self::SnapshotAndMoment => "leave one of them out".to_owned(),

@@ -106,7 +106,12 @@ impl Printer {
     /// For programs.
     pub(crate) fn data<T: Serialize>(&self, value: &T) -> Result<(), Failure> {
         match self.output {
-            Output::Yaml => text(&serde_yaml::to_string(value)?),
+            Output::Yaml => {
+                // Without tags: what JSON has as an object with one name is one here too.
+                let mut yaml = Vec::new();
+                serde_yaml::with::singleton_map_recursive::serialize(value, &mut serde_yaml::Serializer::new(&mut yaml))?;
+                text(&String::from_utf8_lossy(&yaml))
+            }
             _ => text(&(serde_json::to_string_pretty(value)? + "\n")),
         }
     }

@@ -132,7 +132,7 @@ pub(crate) async fn run(verb: &SnapshotVerb, session: &Session) -> Result<(), Fa
         SnapshotVerb::List { volume: Some(volume) } => printer.list(&of_volume(session, volume).await?),
         SnapshotVerb::List { volume: None } => {
             let mut all = Vec::new();
-            for volume in volume::list(session, "").await?.iter().filter(|volume| volume.snapshots > 0) {
+            for volume in &volume::list(session, "").await? {
                 all.extend(of_volume(session, &VolumeName::new(&volume.name)?).await?);
             }
             printer.list(&all)
