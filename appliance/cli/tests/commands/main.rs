@@ -10,4 +10,5 @@ mod daemon;
 mod images;
 mod network;
 mod overview;
+mod terminal;
 mod transcripts;
