@@ -15,7 +15,7 @@ use lamina_api::page::{Page, Paged};
 use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::status::{Degradation, Status};
 use lamina_api::target::TargetList;
-use lamina_api::volume::{ChangeVolume, CreateVolume, Volume, VolumeFilter, VolumeList};
+use lamina_api::volume::{ChangeVolume, CreateVolume, Volume, VolumeFilter, VolumeList, VolumeSettings};
 use lamina_cluster::EmbeddedCoordination;
 use lamina_contract::{
     BlockDevice, BlockSize, Clock, Coordination, CoordinationError, ScoSize, Timestamp, VolumeId, VolumeName, VolumeRecord,
@@ -278,6 +278,9 @@ impl Volumes for Served {
     }
 
     fn create_volume(&self, request: &CreateVolume) -> Result<Volume, Problem> {
+        if !request.labels.is_empty() || request.settings != VolumeSettings::default() {
+            return Err(not_connected());
+        }
         let spec = spec(request)?;
         let name = spec.name.clone();
         self.check_socket(&name)?;
