@@ -125,8 +125,8 @@ struct Handled {
 pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Result<(), Failure> {
     let backing = if arguments.with_backing { Backing::Wanted } else { Backing::Refused };
     let image = Arc::new(Image::inspect(&arguments.file, arguments.format, backing)?);
-    let (volume, attach) = prepare(arguments, &image, session).await?;
-    let import = Import { arguments, image, volume, session };
+    let Prepared { volume, fresh, attach } = prepare(arguments, &image, session).await?;
+    let import = Import { arguments, image, volume, fresh, session };
     let begun = Instant::now();
     let (data_bytes, written_bytes) = import.copy().await?;
     let took = begun.elapsed();
@@ -155,8 +155,16 @@ pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Resul
     })
 }
 
-/// The volume, detached, large enough, and ours to write; and whether it shall be attached afterwards.
-async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) -> Result<(Volume, bool), Failure> {
+/// A volume, detached, large enough, and ours to write.
+struct Prepared {
+    volume: Volume,
+    /// It was made for this import: there is nothing in it.
+    fresh: bool,
+    /// It shall be attached afterwards.
+    attach: bool,
+}
+
+async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) -> Result<Prepared, Failure> {
     let name = &arguments.name;
     let found = match session.client.volume(name).await {
         Ok(volume) => Some(volume),
@@ -185,11 +193,20 @@ async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) 
         return Err(TransferError::ReadOnly { volume: volume.name }.into());
     }
     let attached = volume.state == VolumeState::Attached;
-    if existed && !arguments.resume && !session.client.extents(name).await?.is_empty() {
+    if existed && !arguments.resume && !held(session, name, volume.size_bytes).await?.is_empty() {
         confirm::loss(&format!("importing replaces what volume '{name}' holds"), name.as_str(), arguments.yes)?;
     }
     let volume = if attached && !volume.connected { session.client.tell(&paths::of_volume(name, "detach")).await? } else { volume };
-    Ok((volume, (attached || arguments.resume) && !arguments.detached))
+    Ok(Prepared { volume, fresh: !existed, attach: (attached || arguments.resume) && !arguments.detached })
+}
+
+/// Where a volume of `size_bytes` may have something else than zeros: all of it when the daemon cannot tell.
+async fn held(session: &Session, name: &VolumeName, size_bytes: u64) -> Result<Vec<Run>, Failure> {
+    match session.client.extents(name).await {
+        Ok(extents) => Ok(extents.into_iter().map(Run::from).collect()),
+        Err(error) if error.kind() == Some(ProblemKind::Unavailable) => Ok(vec![Run::new(0, size_bytes)]),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A size that says every byte.
@@ -205,6 +222,7 @@ struct Import<'a> {
     arguments: &'a ImportArguments,
     image: Arc<Image>,
     volume: Volume,
+    fresh: bool,
     session: &'a Session,
 }
 
@@ -212,6 +230,7 @@ impl Import<'_> {
     /// Copies; answers the image's bytes of data, and how many were written.
     async fn copy(&self) -> Result<(u64, u64), Failure> {
         let mut record = ImportRecord::new(&self.image, &self.volume.id);
+        let (data, dirty) = self.layout(self.fresh).await?;
         let (way, from) = match (self.arguments.resume, record.found()) {
             (true, Some(done)) => {
                 self.session.printer.notice(&format!("going on at {} of {}", size(done), size(self.image.disk_bytes)));
@@ -221,9 +240,10 @@ impl Import<'_> {
                 self.session.printer.notice("nothing is known of where it stopped: comparing, and writing what differs");
                 (Way::Mend, 0)
             }
+            // Writing zeros to all of a volume of which nothing is known would take longer than looking.
+            (false, _) if dirty.bytes() == self.volume.size_bytes => (Way::Mend, 0),
             (false, _) => (Way::Write, 0),
         };
-        let (data, dirty) = self.layout().await?;
         let plan = data.joined(&dirty, from);
         let (mut done, mut written, mut kept) = (from, 0, Instant::now());
         let outcome = self
@@ -268,7 +288,7 @@ impl Import<'_> {
     }
 
     async fn verify(&self) -> Result<(), Failure> {
-        let (data, dirty) = self.layout().await?;
+        let (data, dirty) = self.layout(false).await?;
         let (mut pieces, mut first) = (0, None);
         self.pass(Way::Verify, &data.joined(&dirty, 0), &dirty, |handled| {
             if handled.differs {
@@ -283,13 +303,13 @@ impl Import<'_> {
         }
     }
 
-    /// Where the image has data, and where the volume has.
-    async fn layout(&self) -> Result<(Runs, Runs), Failure> {
+    /// Where the image has data, and where the volume may have some.
+    async fn layout(&self, empty: bool) -> Result<(Runs, Runs), Failure> {
         let (unit, limit) = (self.volume.block_size.max(1), self.volume.size_bytes);
         let image = Arc::clone(&self.image);
         let runs = tokio::task::spawn_blocking(move || image.runs()).await.map_err(|_| self.lost())??;
-        let extents = self.session.client.extents(&self.arguments.name).await?;
-        Ok((Runs::aligned(runs, unit, limit), Runs::aligned(extents.into_iter().map(Run::from), unit, limit)))
+        let held = if empty { Vec::new() } else { held(self.session, &self.arguments.name, limit).await? };
+        Ok((Runs::aligned(runs, unit, limit), Runs::aligned(held, unit, limit)))
     }
 
     fn lost(&self) -> TransferError {
