@@ -304,7 +304,8 @@ impl Client {
     }
 
     async fn exchange(&self, call: &Call<'_>) -> Result<Answer, CallError> {
-        let mut sender = self.sender().await?;
+        // A kept connection may have gone while a person was asked; a DELETE is not sent twice, so it gets one of its own.
+        let mut sender = if call.method == Method::DELETE { self.connect().await? } else { self.sender().await? };
         let response = sender.send_request(self.request(call)?).await.map_err(broken)?;
         let status = response.status();
         let tag = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok()).map(str::to_owned);
@@ -402,5 +403,50 @@ impl<'a> Call<'a> {
     /// With a key of 128 random bits, so that doing it twice is doing it once.
     fn post(path: &'a str, body: Bytes) -> Self {
         Self { body, key: Some(format!("{:032x}", rand::random::<u128>())), ..Self::new(Method::POST, path) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::Duration;
+
+    use super::Client;
+    use crate::endpoint::Endpoint;
+
+    fn answer(stream: &mut UnixStream, answer: &str) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("a request");
+            head.extend(byte);
+        }
+        stream.write_all(answer.as_bytes()).expect("answered");
+        String::from_utf8(head).expect("text")
+    }
+
+    #[test]
+    fn a_delete_has_a_connection_of_its_own_and_others_share_one() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).expect("bind");
+        let server = std::thread::spawn(move || {
+            let (mut first, _) = listener.accept().expect("a connection");
+            let body = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+            answer(&mut first, body);
+            answer(&mut first, body);
+            let (mut second, _) = listener.accept().expect("another connection");
+            answer(&mut second, "HTTP/1.1 204 No Content\r\n\r\n")
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let client = Client::new(Endpoint::Local(socket), Some(Duration::from_secs(5)));
+        runtime.block_on(async {
+            for _ in 0..2 {
+                client.get::<serde_json::Value>("/x").await.expect("an answer");
+            }
+            client.delete("/x").await.expect("deleted");
+        });
+        assert!(server.join().expect("served").starts_with("DELETE /x"));
     }
 }
