@@ -42,6 +42,8 @@ const CALL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks at a job that somebody waits for.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// The first such pause; the next ones double. Most jobs that somebody waits for end soon.
+const FIRST_LOOK: Duration = Duration::from_millis(4);
 
 /// Callers that wait for jobs at a time; they hold nothing but their connection.
 const MAX_WAITING: usize = 64;
@@ -264,6 +266,7 @@ impl Door {
             Arc::new(Call { appliance: Arc::clone(&self.interface.appliance), caller, parameters, query, body: Bytes::new() });
         let until = Instant::now() + Duration::from_secs(call.number("wait").unwrap_or(0));
         let mut waits = None;
+        let mut pause = FIRST_LOOK;
         loop {
             let slot = self.slot()?;
             let asked = Arc::clone(&call);
@@ -279,7 +282,8 @@ impl Door {
             if waits.is_none() {
                 waits = Some(Arc::clone(&self.interface.waiting).try_acquire_owned().map_err(|_| busy())?);
             }
-            tokio::time::sleep(LOOK_PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_PAUSE);
         }
     }
 
