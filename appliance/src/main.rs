@@ -17,6 +17,7 @@ mod exposition;
 #[cfg_attr(not(test), expect(dead_code, reason = "no call that begins a job is connected yet"))]
 mod jobs;
 mod logging;
+mod metrics_page;
 mod notify;
 mod records;
 mod served;
@@ -28,6 +29,7 @@ mod unconnected;
 mod upkeep;
 mod view;
 mod volume_data;
+mod volume_metrics;
 mod watch;
 mod wiring;
 
@@ -218,6 +220,7 @@ fn serve(
     tasks.push(runtime.spawn(upkeep::reopen(Arc::clone(&served))));
     let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
     let interface = Interface::new(Arc::clone(&appliance));
+    served.counted_by(interface.counts());
     if let Some(metrics) = metrics {
         tasks.push(runtimes.interface.spawn(logged("metrics", metrics.serve(routes::metrics_router(appliance)))));
     }
