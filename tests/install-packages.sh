@@ -65,10 +65,9 @@ apt="-o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts=$assets/apt/sour
 apt="$apt -o APT::Sandbox::User=root -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -q"
 export DEBIAN_FRONTEND=noninteractive
 
-# shellcheck disable=SC2086  # the options and the package lists are words on purpose
-if ! apt-get $apt update >"$assets/apt/update.log" 2>&1; then
-    cat "$assets/apt/update.log" >&2
-    fail "cannot read the package lists of $mirror"
+if [ -n "$missing$newer" ] || [ $kernel_there = no ]; then
+    # shellcheck disable=SC2086  # the options and the package lists are words on purpose
+    apt-get $apt update >"$assets/apt/update.log" 2>&1 || { cat "$assets/apt/update.log" >&2; fail "cannot read the package lists of $mirror"; }
 fi
 
 if [ -n "$missing$newer" ]; then

@@ -43,8 +43,10 @@ impl AuditLog {
         let path = dir.join("audit.log");
         let mut present = append(&path)?;
         if present.bytes > 0 && !ends_a_line(&path)? {
-            // Torn by a power loss: what comes next is a line of its own.
-            present.file.write_all(b"\n")?;
+            // Torn by a power loss: what comes next is a line of its own. Without space it is not, and guests are served all the same.
+            if let Err(error) = present.file.write_all(b"\n") {
+                tracing::warn!(%error, "the audit log cannot be written");
+            }
             present.bytes += 1;
         }
         Ok(Self { path, max_bytes, present: Mutex::new(present) })

@@ -1,6 +1,6 @@
 //! Minutes, days and months in UTC, as computers count them: every day has 1,440 minutes, leap seconds do not exist.
 
-use chrono::{DateTime, Datelike, NaiveDateTime, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use lamina_contract::Timestamp;
 
 const MINUTE_MS: u64 = 60_000;
@@ -40,16 +40,22 @@ impl Minute {
     /// `20260105-0200`.
     #[must_use]
     pub fn stamp(self) -> String {
-        self.date_time().format(STAMP).to_string()
+        self.date_time().format("%Y%m%d-%H%M").to_string()
     }
 
     /// The inverse of [`Minute::stamp`]; `None` for anything that it does not write.
     #[must_use]
     pub fn from_stamp(text: &str) -> Option<Self> {
-        let at = NaiveDateTime::parse_from_str(text, STAMP).ok()?;
-        let minute = Self::new(u64::try_from(at.and_utc().timestamp()).ok()? / 60);
-        // The parser is kind to blanks and signs; names are not.
-        (minute.stamp() == text).then_some(minute)
+        let (date, time) = text.split_once('-')?;
+        let digits = |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(date, 8) || !digits(time, 4) {
+            return None;
+        }
+        let (date, time): (u32, u32) = (date.parse().ok()?, time.parse().ok()?);
+        let year = i32::try_from(date / 10_000).ok()?;
+        let at = NaiveDate::from_ymd_opt(year, date / 100 % 100, date % 100)?.and_hms_opt(time / 100, time % 100, 0)?;
+        // Before 1970 there were none.
+        u64::try_from(at.and_utc().timestamp()).ok().map(|seconds| Self::new(seconds / 60))
     }
 
     /// The hour, day, week (from Monday) or month that it lies in, as a number that only means something beside others of its kind.
@@ -72,8 +78,6 @@ impl Minute {
         i64::try_from(self.0 * 60).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0)).unwrap_or_default()
     }
 }
-
-const STAMP: &str = "%Y%m%d-%H%M";
 
 /// Minutes in a day.
 pub const DAY: u64 = 1440;
@@ -105,9 +109,18 @@ mod tests {
             assert_eq!(Minute::new(minutes).stamp(), stamp);
             assert_eq!(Minute::from_stamp(stamp), Some(Minute::new(minutes)));
         }
-        for wrong in
-            ["", "2026", "20260101-0060", "20261301-0000", "20250229-0000", "20260101-00000", " 20260101-0000", "+2026101-0000"]
-        {
+        for wrong in [
+            "",
+            "2026",
+            "20260101-0060",
+            "20261301-0000",
+            "20250229-0000",
+            "20260101-00000",
+            "19691231-2359",
+            "20260101-2400",
+            " 20260101-0000",
+            "+2026101-0000",
+        ] {
             assert_eq!(Minute::from_stamp(wrong), None, "{wrong}");
         }
         assert_eq!(Minute::of(Timestamp(u64::MAX)).stamp(), "99991231-2359");

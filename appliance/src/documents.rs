@@ -183,10 +183,12 @@ impl Documents {
         entry.map(|entry| understood(kind, name, &entry)).transpose()
     }
 
-    /// All documents of a kind, by name.
-    pub(crate) fn list<T: DeserializeOwned>(&self, kind: Kind) -> Result<Vec<Stored<T>>, DocumentError> {
+    /// All documents of a kind, by name. One that this release does not understand (a newer one wrote it) is said and left where it is.
+    pub(crate) fn list<T: DeserializeOwned>(&self, kind: Kind) -> Vec<Stored<T>> {
         let entries = self.entries.read();
-        entries.iter().filter(|((of, _), _)| *of == kind).map(|((_, name), entry)| understood(kind, name, entry)).collect()
+        let of_kind = entries.iter().filter(|((of, _), _)| *of == kind);
+        let read = of_kind.map(|((_, name), entry)| understood(kind, name, entry));
+        read.filter_map(|stored| stored.inspect_err(|error| tracing::error!(%error, "a document is left out")).ok()).collect()
     }
 
     /// Durably keeps `body` under `name` if what is there is what is expected; returns its version.
@@ -376,7 +378,7 @@ mod tests {
         documents.put(Kind::Token, "a", Expected::Anything, &"other").expect("kept");
         let again = open(&dir);
         let stored = |name: &str, version, body: &str| Stored { name: name.to_owned(), version, body: body.to_owned() };
-        assert_eq!(again.list::<String>(Kind::Vm).expect("understood"), [stored("a", 1, "x"), stored("b", 2, "two")]);
+        assert_eq!(again.list::<String>(Kind::Vm), [stored("a", 1, "x"), stored("b", 2, "two")]);
         again.delete(Kind::Vm, "b", Expected::Version(2)).expect("deleted");
         again.delete(Kind::Vm, "never", Expected::Anything).expect("deleted already");
         assert_eq!(body(&open(&dir), "b"), None);
@@ -395,6 +397,8 @@ mod tests {
         let large = "x".repeat(2 << 20);
         assert!(matches!(documents.put(Kind::Vm, "large", Expected::Anything, &large), Err(DocumentError::Full { .. })));
         assert!(matches!(documents.get::<String>(Kind::Vm, "a"), Err(DocumentError::Strange { .. })));
+        assert!(documents.list::<String>(Kind::Vm).is_empty());
+        assert_eq!(documents.list::<u32>(Kind::Vm).len(), 1);
     }
 
     #[test]

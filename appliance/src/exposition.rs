@@ -25,6 +25,7 @@ pub(crate) fn text(served: &Served) -> String {
     let volumes = served.statuses();
     volume_metrics::volumes(&mut page, &volumes);
     volume_metrics::fronts(&mut page, &volumes, &served.fronts());
+    volume_metrics::limits(&mut page, &volumes, &served.held());
     page.text()
 }
 
@@ -34,6 +35,12 @@ fn daemon(page: &mut Page, served: &Served) {
     let started = served.started().0 as f64 / 1000.0;
     page.single("lamina_start_time_seconds", Kind::Gauge, "When the daemon was ready, since 1970.", started);
     page.single("lamina_uptime_seconds", Kind::Gauge, "Since the daemon was ready.", served.uptime().as_secs());
+    page.single(
+        "lamina_store_lag_seconds",
+        Kind::Gauge,
+        "Age at which blocks go to the store.",
+        served.settings.store_lag.as_secs_f64(),
+    );
     page.single("lamina_recovery_seconds", Kind::Gauge, "How long its start took.", served.recovery().as_secs_f64());
     page.family("lamina_degraded", Kind::Gauge, "Things that are not as they should be, by kind.");
     let degraded = served.degradations();

@@ -14,10 +14,10 @@ use tempfile::TempDir;
 use super::{End, FreezeError, FreezePolicy, Limits, freeze, hold_still, thaw_if_frozen};
 use crate::guest_agent::AgentError;
 
-/// Short, so that tests are; a tenth of a second is long for two threads on one machine.
+/// Short, so that tests are; what is asserted of time has a second to spare, for machines that are busy.
 const LIMITS: Limits = Limits {
     freeze: Duration::from_millis(400),
-    hold: Duration::from_millis(600),
+    hold: Duration::from_secs(1),
     thaw: Duration::from_millis(400),
     behind: Duration::from_secs(10),
 };
@@ -171,7 +171,7 @@ fn refusal() -> Reply {
 fn failure(socket: &Path) -> AgentError {
     let began = Instant::now();
     let error = freeze(socket, LIMITS).expect_err("a fault");
-    assert!(began.elapsed() < LIMITS.freeze + Duration::from_millis(300), "{:?}: {error}", began.elapsed());
+    assert!(began.elapsed() < LIMITS.freeze + Duration::from_secs(1), "{:?}: {error}", began.elapsed());
     match error {
         FreezeError::Agent(error) => error,
         other => panic!("{other}"),
@@ -206,9 +206,8 @@ fn dropping_the_guard_thaws_also_when_the_snapshot_panics() {
 fn a_guest_is_never_held_longer_than_the_limit_and_that_is_said() {
     let guest = Guest::honest();
     let frozen = freeze(&guest.socket, LIMITS).expect("frozen");
-    thread::sleep(LIMITS.hold / 2);
     assert!(guest.frozen());
-    thread::sleep(LIMITS.hold / 2 + Duration::from_millis(300));
+    thread::sleep(LIMITS.hold + Duration::from_secs(1));
     assert!(!guest.frozen(), "thawed although nobody has let go");
     let End { held, thawed } = frozen.thaw();
     assert!(!held && thawed.is_ok());
@@ -311,7 +310,7 @@ fn thawing_is_tried_again_until_it_is_confirmed() {
         let frozen = freeze(&guest.socket, LIMITS).expect("frozen");
         let began = Instant::now();
         drop(frozen);
-        assert!(began.elapsed() < LIMITS.thaw + Duration::from_millis(300), "nobody waits longer: {:?}", began.elapsed());
+        assert!(began.elapsed() < LIMITS.thaw + Duration::from_secs(1), "nobody waits longer: {:?}", began.elapsed());
         guest.wait_thawed();
     }
 }
@@ -375,7 +374,7 @@ fn the_policy_says_whether_a_snapshot_goes_on() {
     assert!(matches!(hold_still(FreezePolicy::Required, dead, LIMITS, || made.set(true)), Err(FreezeError::Agent(_))));
     assert!(matches!(hold_still(FreezePolicy::Required, None, LIMITS, || made.set(true)), Err(FreezeError::NoAgent)));
     assert!(!made.get(), "nothing was made");
-    let slow = hold_still(FreezePolicy::Required, alive, LIMITS, || thread::sleep(LIMITS.hold + Duration::from_millis(200)));
+    let slow = hold_still(FreezePolicy::Required, alive, LIMITS, || thread::sleep(LIMITS.hold + Duration::from_millis(300)));
     let slow = slow.expect("made, and to be given up");
     assert!(!slow.frozen && matches!(slow.trouble, Some(FreezeError::ThawedEarly)));
 }

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::documents::{DocumentError, Documents, Expected, Kind};
+use crate::documents::{Documents, Expected, Kind};
 
 /// Jobs that run at a time: they share the store with guests.
 const MAX_RUNNING: usize = 4;
@@ -113,9 +113,9 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     /// Those that were kept; what was under way then has failed.
-    pub(crate) fn open(documents: Arc<Documents>, clock: Arc<dyn Clock>, runtime: Handle) -> Result<Self, DocumentError> {
+    pub(crate) fn open(documents: Arc<Documents>, clock: Arc<dyn Clock>, runtime: Handle) -> Self {
         let mut entries = BTreeMap::new();
-        for stored in documents.list::<Job>(Kind::Job)? {
+        for stored in documents.list::<Job>(Kind::Job) {
             let Ok(id) = stored.name.parse::<JobId>() else { continue };
             let mut job = stored.body;
             if !job.state.is_final() {
@@ -124,14 +124,17 @@ impl Jobs {
                 job.eta_seconds = None;
                 let problem = Problem::new(ProblemKind::Unavailable, "it was interrupted by a restart of the daemon");
                 job.problem = Some(problem.advise("look at what it made, and ask for the rest again"));
-                documents.put(Kind::Job, &stored.name, Expected::Anything, &job)?;
+                if let Err(error) = documents.put(Kind::Job, &stored.name, Expected::Anything, &job) {
+                    // No reason to keep guests waiting: the next start says so again.
+                    tracing::warn!(job = %id, %error, "that a job was interrupted is not kept");
+                }
             }
             entries.insert(id, Entry { job, work: None });
         }
         // A forgotten job's number is not given again: no daemon begins a job a millisecond for long.
         let next = entries.last_key_value().map_or(0, |(id, _)| id.0 + 1).max(clock.wall().0);
         let turns = Arc::new(Semaphore::new(MAX_RUNNING));
-        Ok(Self {
+        Self {
             entries: Mutex::new(entries),
             next: AtomicU64::new(next),
             failed: AtomicU64::new(0),
@@ -139,7 +142,7 @@ impl Jobs {
             documents,
             clock,
             runtime,
-        })
+        }
     }
 
     /// Begins a job. Its work ends early by giving back [`JobProgress::check`]'s problem; what it noted as made is its result then.
@@ -369,7 +372,7 @@ mod tests {
         fn open(&self) -> Arc<Jobs> {
             let documents = Arc::new(Documents::open(&self.dir.path().join("documents")).expect("opens"));
             let clock = Arc::new(SystemClock::new());
-            Arc::new(Jobs::open(documents, clock, self.runtime.handle().clone()).expect("opens"))
+            Arc::new(Jobs::open(documents, clock, self.runtime.handle().clone()))
         }
     }
 

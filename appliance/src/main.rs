@@ -14,14 +14,15 @@ mod detached;
 mod documents;
 mod drives;
 mod exposition;
-#[cfg_attr(not(test), expect(dead_code, reason = "no call that begins a job is connected yet"))]
 mod jobs;
 mod logging;
 mod metrics_page;
 mod notify;
 mod records;
+mod relations;
 mod served;
 mod settings;
+mod snapshots;
 mod state_dir;
 mod telemetry;
 mod tokens;
@@ -49,7 +50,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::Arguments;
 use crate::detached::Detached;
 use crate::notify::Notifier;
-use crate::records::{Records, RecordsError};
+use crate::records::Records;
 use crate::served::{Kept, Served};
 use crate::settings::{Settings, SettingsError};
 use crate::state_dir::{StateDir, StateError};
@@ -64,11 +65,13 @@ const LATE_PATIENCE: Duration = Duration::from_secs(10);
 /// Threads for what blocks, beside those of the drives.
 const BLOCKING_THREADS: usize = 256;
 
-/// Threads of the interface: two for connections, and for calls one each; every call that is under way has one.
+/// Threads for connections of the interface.
 const API_THREADS: usize = 2;
+
+/// Threads for its calls: each call that is under way has one, and each listener bounds these.
 const API_CALLS: usize = 128;
 
-/// How much the interface's threads stand behind those that serve guests.
+/// How much the connections' threads stand behind those that serve guests.
 const API_NICE: i32 = 10;
 
 /// How long tasks that are left may go on after that.
@@ -83,8 +86,6 @@ enum DaemonError {
     State(#[from] StateError),
     #[error("{0}")]
     Wiring(#[source] Box<WiringError>),
-    #[error(transparent)]
-    Records(#[from] RecordsError),
     #[error("TLS of the interface")]
     Tls(#[from] TlsError),
     #[error("{doing}")]
@@ -101,7 +102,7 @@ impl DaemonError {
             Self::Settings(_) | Self::Tls(_) => true,
             Self::State(error) => matches!(error, StateError::InUse { .. }),
             Self::Wiring(error) => error.needs_operator(),
-            Self::Records(_) | Self::System { .. } => false,
+            Self::System { .. } => false,
         };
         if needs_operator { 2 } else { 1 }
     }
@@ -160,30 +161,40 @@ fn run(arguments: &Arguments) -> Result<(), DaemonError> {
         .thread_name("lamina")
         .build()
         .map_err(system("starting threads"))?;
+    let behind = rustix::process::getpriority_process(None).unwrap_or(0) + API_NICE;
     let interface = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(API_THREADS)
-        .max_blocking_threads(API_CALLS)
         .thread_name("lamina-api")
-        .on_thread_start(stand_back)
+        .on_thread_start(move || stand_back(behind))
         .build()
         .map_err(system("starting threads"))?;
-    let ended = serve(Runtimes { main: &runtime, interface: &interface }, settings, tls, &state, began);
+    let calls = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(1)
+        .max_blocking_threads(API_CALLS)
+        .thread_name("lamina-call")
+        .build()
+        .map_err(system("starting threads"))?;
+    let ended = serve(Runtimes { main: &runtime, interface: &interface, calls: &calls }, settings, tls, &state, began);
     interface.shutdown_timeout(LAST_PATIENCE);
+    calls.shutdown_timeout(LAST_PATIENCE);
     runtime.shutdown_timeout(LAST_PATIENCE);
     ended
 }
 
-/// Two sets of threads, so that a flood of calls takes no thread that serves a guest.
+/// Sets of threads, so that a flood of requests takes none that serves a guest. Those of connections stand back. Those of calls do not: what
+/// they start (a volume's socket has threads) inherits their priority, and serves guests.
 #[derive(Clone, Copy)]
 struct Runtimes<'a> {
     main: &'a Runtime,
     interface: &'a Runtime,
+    calls: &'a Runtime,
 }
 
-/// Linux counts niceness by thread.
-fn stand_back() {
-    if let Err(errno) = rustix::process::nice(API_NICE) {
+/// Linux counts niceness by thread. Set, not added: a thread begins with that of the one that starts it.
+fn stand_back(niceness: i32) {
+    if let Err(errno) = rustix::process::setpriority_process(None, niceness) {
         tracing::debug!(%errno, "a thread of the interface keeps its priority");
     }
 }
@@ -208,18 +219,21 @@ fn serve(
     let network = network.map_err(system("binding the address of the interface"))?;
     let detached = Detached::open(state.detached_file()).map_err(system("reading the list of detached volumes"))?;
     let parts = runtime.block_on(wiring::open(&settings, state)).map_err(|error| DaemonError::Wiring(Box::new(error)))?;
-    let kept = Kept { detached, records: Records::open(state, &parts.clock, runtime.handle().clone())? };
+    let records = Records::open(state, &parts.clock, runtime.handle().clone());
+    let kept = Kept { detached, records: records.map_err(system("reading what the interface remembers"))? };
     let mut served = Served::new(parts, settings, state.vhost().to_owned(), kept, runtime.handle().clone());
+    served.pacer.start().map_err(system("starting the pacing thread"))?;
     served.attach_all();
     let local = LocalListener::bind(state.api_socket()).map_err(system("binding the local socket"))?;
     served.ready(began.elapsed());
     let served = Arc::new(served);
+    served.know_itself();
 
     let mut tasks = vec![runtime.spawn(telemetry::run(Arc::clone(&served), Arc::clone(&notifier)))];
     tasks.push(runtime.spawn(upkeep::run(Arc::clone(&served))));
     tasks.push(runtime.spawn(upkeep::reopen(Arc::clone(&served))));
     let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
-    let interface = Interface::new(Arc::clone(&appliance));
+    let interface = Interface::new(Arc::clone(&appliance), Some(runtimes.calls.handle().clone()));
     served.counted_by(interface.counts());
     if let Some(metrics) = metrics {
         tasks.push(runtimes.interface.spawn(logged("metrics", metrics.serve(routes::metrics_router(appliance)))));
@@ -276,6 +290,7 @@ fn announce(served: &Served, state: &StateDir, notifier: &Notifier) {
 fn end(runtime: &Runtime, served: &Arc<Served>) {
     let began = Instant::now();
     served.stop_fronts();
+    served.pacer.stop();
     let node = Arc::clone(&served.node);
     let ended = runtime.block_on(async { tokio::time::timeout(SHUTDOWN_PATIENCE, node.shutdown()).await });
     if runtime.block_on(async { tokio::time::timeout(LATE_PATIENCE, served.store.quiesce()).await }).is_err() {

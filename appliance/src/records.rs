@@ -16,7 +16,7 @@ use lamina_contract::Clock;
 use tokio::runtime::Handle;
 
 use crate::audit_log::AuditLog;
-use crate::documents::{DocumentError, Documents, Expected, Kind};
+use crate::documents::{Documents, Expected, Kind};
 use crate::jobs::Jobs;
 use crate::served::Served;
 use crate::state_dir::StateDir;
@@ -30,24 +30,13 @@ pub(crate) struct Records {
     audit: AuditLog,
 }
 
-/// Why it cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RecordsError {
-    /// The directory.
-    #[error("what the interface remembers cannot be read")]
-    Io(#[from] io::Error),
-    /// What is in it.
-    #[error(transparent)]
-    Document(#[from] DocumentError),
-}
-
 impl Records {
     /// What an earlier process left; jobs run on `runtime`.
-    pub(crate) fn open(state: &StateDir, clock: &Arc<dyn Clock>, runtime: Handle) -> Result<Self, RecordsError> {
+    pub(crate) fn open(state: &StateDir, clock: &Arc<dyn Clock>, runtime: Handle) -> io::Result<Self> {
         let documents = Arc::new(Documents::open(&state.documents())?);
         Ok(Self {
-            jobs: Arc::new(Jobs::open(Arc::clone(&documents), Arc::clone(clock), runtime)?),
-            tokens: Tokens::open(&documents)?,
+            jobs: Arc::new(Jobs::open(Arc::clone(&documents), Arc::clone(clock), runtime)),
+            tokens: Tokens::open(&documents),
             audit: AuditLog::open(state.audit())?,
             documents,
         })
@@ -102,13 +91,7 @@ impl Access for Served {
     }
 
     fn kept_answers(&self) -> Vec<KeptAnswer> {
-        match self.records.documents.list::<KeptAnswer>(Kind::Answer) {
-            Ok(stored) => stored.into_iter().map(|stored| stored.body).collect(),
-            Err(error) => {
-                tracing::error!(%error, "kept answers are not understood: requests that are sent again are done again");
-                Vec::new()
-            }
-        }
+        self.records.documents.list::<KeptAnswer>(Kind::Answer).into_iter().map(|stored| stored.body).collect()
     }
 
     fn keep_answer(&self, answer: &KeptAnswer) -> Result<(), Problem> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lamina_contract::{Clock, ManualClock, VolumeName};
 use parking_lot::Mutex;
@@ -123,7 +123,6 @@ const DAYS: u64 = 365;
 
 #[test]
 fn a_year_of_schedules_takes_every_run_once_and_keeps_what_the_rules_say() {
-    let began = Instant::now();
     let (fake, clock, runtime) = (Fake::default(), ManualClock::default(), runtime());
     let mut scheduler = Scheduler::default();
     scheduler.put(schedule("often", "every 30 minutes", &["db"], KeepCounts { last: 4, ..KeepCounts::default() }));
@@ -178,7 +177,6 @@ fn a_year_of_schedules_takes_every_run_once_and_keeps_what_the_rules_say() {
     assert!(web.contains(&"by-hand".to_owned()));
     // Each half hour, and while one is out of order a few more.
     assert!(looks < DAYS * 48 + 7 * 24 * 10, "{looks}");
-    assert!(began.elapsed() < Duration::from_secs(20), "a year took {:?}", began.elapsed());
 }
 
 #[test]

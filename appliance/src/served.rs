@@ -5,12 +5,14 @@
 //! next start attaches. Detaching: the list first, then the socket goes.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use lamina_api::appliance::{Overview, Volumes};
 use lamina_api::call_counts::CallCounts;
+use lamina_api::label::Labels;
 use lamina_api::listener::MAX_SOCKET_PATH;
 use lamina_api::page::{Page, Paged};
 use lamina_api::problem::{Problem, ProblemKind};
@@ -20,10 +22,10 @@ use lamina_api::volume::{ChangeVolume, CreateVolume, Volume, VolumeFilter, Volum
 use lamina_cluster::EmbeddedCoordination;
 use lamina_contract::{
     BlockDevice, BlockSize, Clock, Coordination, CoordinationError, ScoSize, Timestamp, VolumeId, VolumeName, VolumeRecord,
-    VolumeSpec,
+    VolumeSettings, VolumeSpec,
 };
 use lamina_distributor::Distributor;
-use lamina_engine::{EngineError, Node, VolumeStatus};
+use lamina_engine::{EngineError, HeldCounters, Limits, Node, Paced, Pacer, VolumeStatus};
 use lamina_vhost_blk::{CounterSnapshot, Drained, Server, ServerError, ServerOptions};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
@@ -31,8 +33,8 @@ use tokio::runtime::Handle;
 use crate::degraded::{self, States};
 use crate::detached::Detached;
 use crate::records::Records;
+use crate::relations::Relations;
 use crate::settings::Settings;
-use crate::unconnected::not_connected;
 use crate::upkeep::Repairs;
 use crate::view;
 use crate::watch::Watch;
@@ -60,17 +62,34 @@ pub(crate) struct Served {
     pub(crate) transitions: Transitions,
     pub(crate) repairs: Repairs,
     pub(crate) records: Records,
+    pub(crate) pacer: Pacer,
     clock: Arc<dyn Clock>,
     coordination: Arc<EmbeddedCoordination>,
     runtime: Handle,
     vhost: PathBuf,
-    fronts: RwLock<BTreeMap<VolumeId, Arc<Server>>>,
+    fronts: RwLock<BTreeMap<VolumeId, Front>>,
     /// Held during each change, so that they go one at a time.
     detached: Mutex<Detached>,
     began: Instant,
     started: Timestamp,
     recovery: Duration,
     calls: OnceLock<Arc<CallCounts>>,
+    this: OnceLock<Weak<Self>>,
+}
+
+/// A volume's socket, and what holds its guest to limits.
+#[derive(Clone)]
+struct Front {
+    server: Arc<Server>,
+    paced: Arc<Paced>,
+}
+
+impl Front {
+    /// Lets held requests go and ends the socket.
+    fn stop(&self) -> Drained {
+        self.paced.set_limits(Limits::default());
+        self.server.stop()
+    }
 }
 
 impl Served {
@@ -85,6 +104,7 @@ impl Served {
             transitions: Transitions::default(),
             repairs: Repairs::default(),
             records: kept.records,
+            pacer: Pacer::new(parts.clock.clone()),
             clock: parts.clock,
             coordination: parts.coordination,
             runtime,
@@ -95,7 +115,63 @@ impl Served {
             started,
             recovery: Duration::ZERO,
             calls: OnceLock::new(),
+            this: OnceLock::new(),
         }
+    }
+
+    /// For jobs, which outlive the call that begins them.
+    pub(crate) fn know_itself(self: &Arc<Self>) {
+        // Told once, by the start.
+        let _ = self.this.set(Arc::downgrade(self));
+    }
+
+    pub(crate) fn this(&self) -> Result<Arc<Self>, Problem> {
+        let this = self.this.get().and_then(Weak::upgrade);
+        this.ok_or_else(|| Problem::new(ProblemKind::Unavailable, "the daemon is starting or ending"))
+    }
+
+    /// Waits for the engine in a thread that may.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    /// Who is whose clone, at this moment.
+    pub(crate) fn relations(&self) -> Result<Relations, Problem> {
+        let records = self.coordination.list().map_err(|error| of_coordination(&error))?;
+        Ok(Relations::of(&records, &self.node))
+    }
+
+    /// What limits hold back, by volume.
+    pub(crate) fn held(&self) -> BTreeMap<VolumeId, HeldCounters> {
+        self.fronts.read().iter().map(|(id, front)| (*id, front.paced.counters())).collect()
+    }
+
+    /// Tells a volume's guest that it may have another size.
+    pub(crate) fn resized(&self, id: VolumeId) {
+        if let Some(front) = self.fronts.read().get(&id) {
+            front.server.resized();
+        }
+    }
+
+    /// Serves volumes that were just made, or notes that they are not to be.
+    pub(crate) fn attach_new(&self, volumes: &[(VolumeId, VolumeName)], attach: bool) -> Result<(), Problem> {
+        let mut detached = self.detached.lock();
+        for (id, name) in volumes {
+            if attach {
+                self.serve(*id, name)?;
+            } else {
+                detached.insert(*id).map_err(|error| unkept(&error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_connected(&self, id: VolumeId) -> bool {
+        self.fronts.read().get(&id).is_some_and(|front| front.server.counters().connected)
     }
 
     /// Attaches every volume that was not detached. One that cannot be served is logged and listed as degraded.
@@ -159,7 +235,7 @@ impl Served {
 
     /// What front ends count, by volume.
     pub(crate) fn fronts(&self) -> BTreeMap<VolumeId, CounterSnapshot> {
-        self.fronts.read().iter().map(|(id, front)| (*id, front.counters())).collect()
+        self.fronts.read().iter().map(|(id, front)| (*id, front.server.counters())).collect()
     }
 
     /// Every open volume's status, by name.
@@ -193,7 +269,7 @@ impl Served {
         })
     }
 
-    fn find(&self, name: &VolumeName) -> Result<VolumeRecord, Problem> {
+    pub(crate) fn find(&self, name: &VolumeName) -> Result<VolumeRecord, Problem> {
         let records = self.coordination.list().map_err(|error| of_coordination(&error))?;
         records.into_iter().find(|record| !record.deleting && record.spec.name == *name).ok_or_else(|| {
             Problem::new(ProblemKind::NotFound, format!("no volume '{name}'")).advise("`lamina volume list` shows all volumes")
@@ -203,21 +279,26 @@ impl Served {
     /// A volume that no guest is connected to, for reading and writing it.
     pub(crate) fn idle(&self, name: &VolumeName) -> Result<Arc<lamina_engine::Volume>, Problem> {
         let record = self.find(name)?;
-        if self.fronts.read().get(&record.id).is_some_and(|front| front.counters().connected) {
-            return Err(Problem::new(ProblemKind::Conflict, format!("a guest uses volume '{name}'"))
-                .advise("shut the guest down or take the disk from it first"));
-        }
+        self.refuse_connected(record.id, name)?;
         self.node.volume(record.id).ok_or_else(|| {
             Problem::new(ProblemKind::Unavailable, format!("volume '{name}' is not open"))
                 .advise("`lamina status` and the daemon's log say why")
         })
     }
 
-    fn show(&self, record: &VolumeRecord) -> Volume {
-        let status = self.node.volume(record.id).map(|volume| volume.status());
-        let fronts = self.fronts.read();
-        let front = fronts.get(&record.id);
-        view::volume(record, status.as_ref(), front.map(|front| front.path()), front.map(|front| front.counters()).as_ref())
+    pub(crate) fn refuse_connected(&self, id: VolumeId, name: &VolumeName) -> Result<(), Problem> {
+        if !self.is_connected(id) {
+            return Ok(());
+        }
+        Err(Problem::new(ProblemKind::Conflict, format!("a guest uses volume '{name}'"))
+            .advise("shut the guest down or take the disk from it first"))
+    }
+
+    fn show(&self, record: &VolumeRecord, relations: &Relations) -> Volume {
+        let volume = self.node.volume(record.id);
+        let front = self.fronts.read().get(&record.id).map(|front| Arc::clone(&front.server));
+        let counters = front.as_ref().map(|front| front.counters());
+        view::volume(record, volume.as_deref(), relations, front.as_ref().map(|front| front.path()), counters.as_ref())
     }
 
     /// Makes the volume's socket, unless it is there.
@@ -231,9 +312,11 @@ impl Served {
         };
         let path = self.socket(name);
         let options = ServerOptions { queues: QUEUES, drain_timeout: DRAIN, ..ServerOptions::default() };
-        let front = Server::bind(&path, volume as Arc<dyn BlockDevice>, options).map_err(|error| of_server(&error))?;
+        let paced = self.pacer.pace(volume.clone() as Arc<dyn BlockDevice>);
+        paced.set_limits(limits_of(&volume.settings()));
+        let server = Server::bind(&path, Arc::clone(&paced) as Arc<dyn BlockDevice>, options).map_err(|error| of_server(&error))?;
         tracing::info!(volume = %name, socket = %path.display(), "attached");
-        self.fronts.write().insert(id, Arc::new(front));
+        self.fronts.write().insert(id, Front { server: Arc::new(server), paced });
         Ok(())
     }
 
@@ -242,7 +325,7 @@ impl Served {
     }
 
     /// A socket's path is short by nature: said before a volume is made that could not be served.
-    fn check_socket(&self, name: &VolumeName) -> Result<(), Problem> {
+    pub(crate) fn check_socket(&self, name: &VolumeName) -> Result<(), Problem> {
         let path = self.socket(name);
         if path.as_os_str().len() <= MAX_SOCKET_PATH {
             return Ok(());
@@ -264,6 +347,33 @@ impl Served {
             }
             tracing::info!(volume = %name, "detached");
         }
+    }
+}
+
+impl Served {
+    /// Refuses to delete what clones stand on, what is pinned, and snapshots that nobody spoke of.
+    fn refuse_needed(&self, record: &VolumeRecord, with_snapshots: bool) -> Result<(), Problem> {
+        let name = &record.spec.name;
+        let clones = self.node.clones_of(record.id, None).map_err(|error| of_engine(&error))?;
+        if !clones.is_empty() {
+            let detail = format!("volume '{name}' has {} clone{}: {}", clones.len(), plural(clones.len()), few(&clones));
+            return Err(Problem::new(ProblemKind::Conflict, detail).advise("delete or flatten them first"));
+        }
+        let snapshots = self.node.volume(record.id).map_or_else(Vec::new, |volume| volume.snapshots());
+        let names = |wanted: &dyn Fn(&lamina_engine::Snapshot) -> bool| -> Vec<_> {
+            snapshots.iter().filter(|snapshot| wanted(snapshot)).map(|snapshot| snapshot.note.name.clone()).collect()
+        };
+        let pinned = names(&|snapshot| snapshot.note.pinned);
+        if !pinned.is_empty() {
+            let detail = format!("volume '{name}' has {} pinned snapshot{}: {}", pinned.len(), plural(pinned.len()), few(&pinned));
+            return Err(Problem::new(ProblemKind::Conflict, detail).advise("unpin them first"));
+        }
+        let all = names(&|_| true);
+        if !all.is_empty() && !with_snapshots {
+            let detail = format!("volume '{name}' has {} snapshot{}: {}", all.len(), plural(all.len()), few(&all));
+            return Err(Problem::new(ProblemKind::Conflict, detail).advise("delete them first, or say that they go with it"));
+        }
+        Ok(())
     }
 }
 
@@ -290,14 +400,16 @@ impl Volumes for Served {
         let mut records = self.coordination.list().map_err(|error| of_coordination(&error))?;
         records.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
         // The filter knows shown volumes only; the page is cut before the rest is shown.
-        let shown = records.iter().map(|record| self.show(record)).filter(|volume| filter.holds(volume));
+        let relations = Relations::of(&records, &self.node);
+        let shown = records.iter().map(|record| self.show(record, &relations)).filter(|volume| filter.holds(volume));
         // A volume that is being deleted has given its name away: its identity keeps the two apart.
         let Paged { entries, next } = page.cut(shown, |volume| format!("{} {}", volume.name, volume.id));
         Ok(VolumeList { volumes: entries, next })
     }
 
     fn volume(&self, name: &VolumeName) -> Result<Volume, Problem> {
-        self.find(name).map(|record| self.show(&record))
+        let record = self.find(name)?;
+        Ok(self.show(&record, &self.relations()?))
     }
 
     fn create_volume(&self, request: &CreateVolume) -> Result<Volume, Problem> {
@@ -305,7 +417,7 @@ impl Volumes for Served {
         let name = spec.name.clone();
         self.check_socket(&name)?;
         let changes = self.detached.lock();
-        let volume = self.runtime.block_on(self.node.create(spec)).map_err(|error| of_engine(&error))?;
+        let volume = self.runtime.block_on(self.node.create_with(spec, settings_in(request))).map_err(|error| of_engine(&error))?;
         self.serve(volume.id(), &name).map_err(|problem| {
             let detail = format!("volume '{name}' was made but is not served: {}", problem.detail);
             Problem::new(problem.kind, detail).advise(format!("`lamina volume attach {name}` tries again"))
@@ -314,18 +426,42 @@ impl Volumes for Served {
         self.volume(&name)
     }
 
-    fn change_volume(&self, name: &VolumeName, _: &ChangeVolume) -> Result<Volume, Problem> {
-        self.find(name)?;
-        Err(not_connected())
+    fn change_volume(&self, name: &VolumeName, change: &ChangeVolume) -> Result<Volume, Problem> {
+        let changes = self.detached.lock();
+        let volume = self.open_volume(name)?;
+        let id = volume.id();
+        let mut settings = (*volume.settings()).clone();
+        if let Some(labels) = &change.labels {
+            settings.labels = labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        }
+        if let Some(changes) = change.settings {
+            settings = with_settings(changes.applied_to(view::settings_of(&settings)), settings);
+        }
+        settings.template = change.template.unwrap_or(settings.template);
+        let shrinks = change.size_bytes.is_some_and(|bytes| bytes < volume.size_bytes());
+        if settings.template != volume.settings().template || shrinks {
+            self.refuse_connected(id, name)?;
+        }
+        if let Some(bytes) = change.size_bytes {
+            self.block_on(self.node.resize(id, bytes, change.force)).map_err(|error| of_engine(&error))?;
+            self.resized(id);
+        }
+        if settings != *volume.settings() {
+            let limits = limits_of(&settings);
+            self.block_on(self.node.change_settings(id, settings)).map_err(|error| of_engine(&error))?;
+            if let Some(front) = self.fronts.read().get(&id) {
+                front.paced.set_limits(limits);
+            }
+        }
+        drop(changes);
+        self.volume(name)
     }
 
-    fn delete_volume(&self, name: &VolumeName, _snapshots: bool) -> Result<(), Problem> {
+    fn delete_volume(&self, name: &VolumeName, snapshots: bool) -> Result<(), Problem> {
         let mut detached = self.detached.lock();
         let record = self.find(name)?;
-        if self.fronts.read().get(&record.id).is_some_and(|front| front.counters().connected) {
-            return Err(Problem::new(ProblemKind::Conflict, format!("a guest uses volume '{name}'"))
-                .advise("shut the guest down or take the disk from it first"));
-        }
+        self.refuse_connected(record.id, name)?;
+        self.refuse_needed(&record, snapshots)?;
         self.unserve(record.id, name);
         if let Err(error) = self.runtime.block_on(self.node.delete(record.id)) {
             if !detached.contains(record.id)
@@ -347,7 +483,7 @@ impl Volumes for Served {
         let record = self.find(name)?;
         self.serve(record.id, name)?;
         detached.remove(record.id).map_err(|error| unkept(&error))?;
-        Ok(self.show(&record))
+        Ok(self.show(&record, &self.relations()?))
     }
 
     fn detach(&self, name: &VolumeName) -> Result<Volume, Problem> {
@@ -355,7 +491,7 @@ impl Volumes for Served {
         let record = self.find(name)?;
         detached.insert(record.id).map_err(|error| unkept(&error))?;
         self.unserve(record.id, name);
-        Ok(self.show(&record))
+        Ok(self.show(&record, &self.relations()?))
     }
 }
 
@@ -370,19 +506,87 @@ fn spec(request: &CreateVolume) -> Result<VolumeSpec, Problem> {
     })
 }
 
-fn of_coordination(error: &CoordinationError) -> Problem {
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// The first few names.
+fn few<T: std::fmt::Display>(names: &[T]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = names.iter().take(SHOWN).map(T::to_string).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
+}
+
+/// Labels as the interface has them. What a release with other bounds kept is left out rather than refused.
+pub(crate) fn labels_of(labels: &lamina_contract::Labels) -> Labels {
+    Labels::try_from(labels.clone()).unwrap_or_default()
+}
+
+fn settings_in(request: &CreateVolume) -> VolumeSettings {
+    let labels = request.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    with_settings(request.settings, VolumeSettings { labels, ..VolumeSettings::default() })
+}
+
+/// `before` with what the interface says; 0 is no limit.
+fn with_settings(wanted: lamina_api::volume::VolumeSettings, before: VolumeSettings) -> VolumeSettings {
+    let some = |number: u64| (number > 0).then_some(number);
+    VolumeSettings {
+        iops: some(wanted.qos.iops),
+        bandwidth: some(wanted.qos.bandwidth_bytes),
+        burst_ms: wanted.qos.burst_seconds * 1000,
+        cdp_ms: wanted.cdp_seconds * 1000,
+        cache_quota: some(wanted.cache_quota_bytes),
+        ..before
+    }
+}
+
+fn limits_of(settings: &VolumeSettings) -> Limits {
+    Limits {
+        iops: settings.iops.and_then(NonZeroU64::new),
+        bandwidth: settings.bandwidth.and_then(NonZeroU64::new),
+        burst: (settings.burst_ms > 0).then(|| Duration::from_millis(settings.burst_ms)),
+    }
+}
+
+pub(crate) fn of_unit(error: &lamina_contract::UnitError) -> Problem {
+    Problem::new(ProblemKind::InvalidRequest, error.to_string())
+}
+
+pub(crate) fn of_coordination(error: &CoordinationError) -> Problem {
     match error {
         CoordinationError::NameTaken { .. } => Problem::caused(ProblemKind::Conflict, error).advise("choose another name"),
         CoordinationError::Unknown { .. } => Problem::caused(ProblemKind::NotFound, error),
         CoordinationError::Fenced { .. } => Problem::caused(ProblemKind::Conflict, error),
+        CoordinationError::HasClones { .. } => Problem::caused(ProblemKind::Conflict, error).advise("delete or flatten them first"),
         CoordinationError::Unavailable { .. } => {
             Problem::caused(ProblemKind::Unavailable, error).advise("the daemon's log says more")
         }
     }
 }
 
-fn of_engine(error: &EngineError) -> Problem {
+pub(crate) fn of_engine(error: &EngineError) -> Problem {
+    let conflict = |advice: &str| Problem::caused(ProblemKind::Conflict, error).advise(advice);
     match error {
+        EngineError::Unit(inner) => of_unit(inner),
+        EngineError::LongDescription { .. } => Problem::caused(ProblemKind::InvalidRequest, error),
+        EngineError::NoSnapshot { .. } => Problem::caused(ProblemKind::NotFound, error),
+        EngineError::SnapshotExists { .. } => conflict("choose another name"),
+        EngineError::Pinned { .. } => conflict("unpin it first"),
+        EngineError::SnapshotHasClones { .. } => conflict("delete or flatten them first"),
+        EngineError::TooDeep { .. } => conflict("flatten it first"),
+        EngineError::WouldCut { .. } => conflict("say `force` to cut it off, or take a snapshot first"),
+        EngineError::SnapshotsHoldParent { .. } => conflict("delete its snapshots, flatten it, and take new ones"),
+        EngineError::Cancelled => Problem::caused(ProblemKind::Conflict, error),
+        EngineError::NotInWindow { begins, .. } => Problem::caused(ProblemKind::Conflict, error).advise(match begins {
+            Some(begins) => format!("its window begins at {}", lamina_api::instant::rfc3339(*begins)),
+            None => "it keeps no past: set a CDP window first".to_owned(),
+        }),
+        EngineError::TooManyWaiting { .. } | EngineError::Halted { .. } | EngineError::ParentNotOpen { .. } => {
+            Problem::caused(ProblemKind::Unavailable, error).advise("`lamina status` says what is wrong")
+        }
         EngineError::Coordination(inner) => of_coordination(inner),
         EngineError::VolumeSize { .. } => Problem::caused(ProblemKind::InvalidRequest, error),
         EngineError::Unknown { .. } => Problem::caused(ProblemKind::NotFound, error),

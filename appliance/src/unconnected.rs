@@ -1,54 +1,19 @@
 //! Calls of the interface that nothing behind it answers yet.
 
-use lamina_api::appliance::{Schedules, Snapshots, Vms};
+use lamina_api::appliance::{Schedules, Vms};
 use lamina_api::job::{Job, Outcome};
 use lamina_api::name::Name;
 use lamina_api::page::Page;
 use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::schedule::{ChangeSchedule, CreateSchedule, Schedule, ScheduleList};
-use lamina_api::snapshot::{ChangeSnapshot, CreateClones, CreateSnapshot, Rollback, RolledBack, Snapshot, SnapshotList};
+use lamina_api::snapshot::{CreateClones, Rollback};
 use lamina_api::vm::{ChangeVm, CreateVm, CreateVmSnapshot, RolledBackVm, Vm, VmList, VmSnapshot, VmSnapshotList};
-use lamina_contract::VolumeName;
 
 use crate::served::Served;
 
 /// The answer of a call whose engine is not connected.
 pub(crate) fn not_connected() -> Problem {
     Problem::new(ProblemKind::Unavailable, "this release does not do that yet")
-}
-
-impl Snapshots for Served {
-    fn snapshots(&self, _: &VolumeName, _: &Page) -> Result<SnapshotList, Problem> {
-        Err(not_connected())
-    }
-
-    fn snapshot(&self, _: &VolumeName, _: &Name) -> Result<Snapshot, Problem> {
-        Err(not_connected())
-    }
-
-    fn take_snapshot(&self, _: &VolumeName, _: &CreateSnapshot) -> Result<Snapshot, Problem> {
-        Err(not_connected())
-    }
-
-    fn change_snapshot(&self, _: &VolumeName, _: &Name, _: &ChangeSnapshot) -> Result<Snapshot, Problem> {
-        Err(not_connected())
-    }
-
-    fn delete_snapshot(&self, _: &VolumeName, _: &Name) -> Result<(), Problem> {
-        Err(not_connected())
-    }
-
-    fn rollback(&self, _: &VolumeName, _: &Rollback) -> Result<Outcome<RolledBack>, Problem> {
-        Err(not_connected())
-    }
-
-    fn clone_volume(&self, _: &VolumeName, _: &CreateClones) -> Result<Job, Problem> {
-        Err(not_connected())
-    }
-
-    fn flatten(&self, _: &VolumeName) -> Result<Job, Problem> {
-        Err(not_connected())
-    }
 }
 
 impl Vms for Served {

@@ -3,25 +3,28 @@
 use std::path::Path;
 
 use lamina_api::instant::rfc3339;
-use lamina_api::label::Labels;
 use lamina_api::status::{CacheStatus, Degradation, Health, Space, Status, StoreStatus};
 use lamina_api::target::{Target, TargetList, TargetState};
-use lamina_api::volume::{Volume, VolumeCounters, VolumeSettings, VolumeState};
+use lamina_api::volume::{Qos, Volume, VolumeCounters, VolumeSettings, VolumeState};
 use lamina_contract::VolumeRecord;
 use lamina_engine::VolumeStatus;
 use lamina_vhost_blk::CounterSnapshot;
 
 use crate::degraded::{Condition, condition};
-use crate::served::Served;
+use crate::relations::Relations;
+use crate::served::{Served, labels_of};
 use crate::watch::Sight;
 
 /// A volume: what is registered, what the engine says if it is open, what its front end says if it is attached.
 pub(crate) fn volume(
     record: &VolumeRecord,
-    status: Option<&VolumeStatus>,
+    open: Option<&lamina_engine::Volume>,
+    relations: &Relations,
     socket: Option<&Path>,
     front: Option<&CounterSnapshot>,
 ) -> Volume {
+    let status = open.map(lamina_engine::Volume::status);
+    let status = status.as_ref();
     let halted = status.is_none_or(|status| status.state == lamina_engine::VolumeState::Halted);
     let state = match (record.deleting, halted, socket) {
         (true, _, _) => VolumeState::Deleting,
@@ -35,21 +38,34 @@ pub(crate) fn volume(
         size_bytes: record.spec.size_bytes,
         block_size: u64::from(record.spec.block_size.get()),
         sco_size: u64::from(record.spec.sco_size.get()),
-        read_only: record.spec.read_only,
+        read_only: record.spec.read_only || record.settings.template,
         created: rfc3339(record.created),
         state,
         socket: socket.map(|path| path.display().to_string()),
         connected: front.is_some_and(|front| front.connected),
         epoch: record.epoch.0,
         generation: record.generation.0,
-        labels: Labels::default(),
-        template: false,
-        parent: None,
-        clones: 0,
-        snapshots: 0,
-        settings: VolumeSettings::default(),
-        cdp_start: None,
+        labels: labels_of(&record.settings.labels),
+        template: record.settings.template,
+        parent: record.parent.map(|parent| relations.parent(parent)),
+        clones: relations.clones_of_volume(record.id),
+        snapshots: open.map_or(0, |volume| volume.snapshot_count() as u32),
+        settings: settings_of(&record.settings),
+        cdp_start: open.and_then(lamina_engine::Volume::past_begins).map(rfc3339),
         counters: status.map(|status| counters(status, front)).unwrap_or_default(),
+    }
+}
+
+/// What an operator set, as the interface says it: 0 is no limit.
+pub(crate) fn settings_of(settings: &lamina_contract::VolumeSettings) -> VolumeSettings {
+    VolumeSettings {
+        qos: Qos {
+            iops: settings.iops.unwrap_or(0),
+            bandwidth_bytes: settings.bandwidth.unwrap_or(0),
+            burst_seconds: settings.burst_ms / 1000,
+        },
+        cdp_seconds: settings.cdp_ms / 1000,
+        cache_quota_bytes: settings.cache_quota.unwrap_or(0),
     }
 }
 

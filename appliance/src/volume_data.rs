@@ -5,14 +5,15 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use lamina_api::appliance::VolumeData;
-use lamina_api::data::ExtentList;
+use lamina_api::data::{Extent, ExtentList};
 use lamina_api::problem::{Problem, ProblemKind};
-use lamina_contract::{BlockDevice, IoError, Lba, Op, Request, SECTOR_BYTES, SectorCount, Transfer, Transferable, VolumeName};
+use lamina_contract::{
+    BlockAddress, BlockDevice, IoError, Lba, Op, Request, SECTOR_BYTES, SectorCount, Transfer, Transferable, VolumeName,
+};
 use lamina_engine::Volume;
 use parking_lot::Mutex;
 
-use crate::served::Served;
-use crate::unconnected::not_connected;
+use crate::served::{Served, of_engine};
 
 /// How long the engine may take; a throttled write waits for the store.
 const PATIENCE: Duration = Duration::from_secs(50);
@@ -72,9 +73,19 @@ impl Transferable for Buffer {
 }
 
 impl VolumeData for Served {
-    fn extents(&self, volume: &VolumeName, _: u64, _: usize) -> Result<ExtentList, Problem> {
-        self.idle(volume)?;
-        Err(not_connected())
+    fn extents(&self, volume: &VolumeName, from: u64, limit: usize) -> Result<ExtentList, Problem> {
+        let device = self.idle(volume)?;
+        let size = u64::from(device.spec().block_size.get());
+        let found = self.block_on(device.extents(BlockAddress(from / size), BlockAddress(device.blocks()), limit));
+        let (runs, next) = found.map_err(|error| of_engine(&error))?;
+        let first_left_out = runs.get(limit).map(|run| run.first).or(next);
+        // The first run may begin before what was asked for.
+        let extent = |run: &lamina_engine::Extent| {
+            let (begin, end) = ((run.first.0 * size).max(from), (run.first.0 + run.count) * size);
+            (end > begin).then(|| Extent { offset: begin, length: end - begin })
+        };
+        let extents = runs.iter().take(limit).filter_map(extent).collect();
+        Ok(ExtentList { extents, next_from: first_left_out.map(|block| block.0 * size) })
     }
 
     fn read_data(&self, volume: &VolumeName, offset: u64, length: u64) -> Result<Vec<u8>, Problem> {

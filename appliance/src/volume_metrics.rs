@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use lamina_contract::VolumeId;
-use lamina_engine::{VolumeState, VolumeStatus};
+use lamina_engine::{HeldCounters, VolumeState, VolumeStatus};
 use lamina_vhost_blk::{CounterSnapshot, OpCounters};
 
 use crate::metrics_page::{COARSE, Kind, Page};
@@ -101,6 +101,23 @@ pub(crate) fn volumes(page: &mut Page, volumes: &[VolumeStatus]) {
     );
 }
 
+/// What limits of volumes hold back, by name.
+pub(crate) fn limits(page: &mut Page, volumes: &[VolumeStatus], held: &BTreeMap<VolumeId, HeldCounters>) {
+    let mut each = |name: &str, kind: Kind, help: &str, value: fn(&HeldCounters) -> f64| {
+        page.family(name, kind, help);
+        for volume in volumes {
+            if let Some(held) = held.get(&volume.id) {
+                page.sample(name, &[("volume", volume.spec.name.as_str())], value(held));
+            }
+        }
+    };
+    each("lamina_volume_limit_waiting_requests", Kind::Gauge, "Requests that its limits hold now.", |held| held.waiting as f64);
+    each("lamina_volume_limit_held_total", Kind::Counter, "Requests that its limits made wait.", |held| held.held as f64);
+    each("lamina_volume_limit_held_seconds_total", Kind::Counter, "How long those that went had waited.", |held| {
+        held.held_us as f64 / 1e6
+    });
+}
+
 fn operations(front: &CounterSnapshot) -> [(&'static str, &OpCounters); 5] {
     [
         ("read", &front.read),
@@ -143,10 +160,10 @@ mod tests {
     use std::time::Duration;
 
     use lamina_contract::{BlockSize, Epoch, Generation, Latencies, ScoSize, VolumeId, VolumeName, VolumeSpec};
-    use lamina_engine::{VolumeState, VolumeStatus};
+    use lamina_engine::{HeldCounters, VolumeState, VolumeStatus};
     use lamina_vhost_blk::{CounterSnapshot, OpCounters};
 
-    use super::{fronts, volumes};
+    use super::{fronts, limits, volumes};
     use crate::metrics_page::Page;
 
     fn volume(number: u32) -> VolumeStatus {
@@ -226,12 +243,14 @@ mod tests {
         let began = std::time::Instant::now();
         volumes(&mut page, &all);
         fronts(&mut page, &all, &counters);
+        let held = all.iter().map(|volume| (volume.id, HeldCounters { held: 1 << 40, held_us: 1 << 50, waiting: 7 })).collect();
+        limits(&mut page, &all, &held);
         let took = began.elapsed();
         let text = page.text();
         let lines = text.lines().filter(|line| !line.starts_with('#')).count();
         println!("{lines} lines, {} bytes, {took:?}", text.len());
-        // 29 of the volume, 5 × 3 and 5 × 13 of its operations, 9 of its front end.
-        assert_eq!(lines, 1000 * (29 + 15 + 65 + 9));
+        // 29 of the volume, 5 × 3 and 5 × 13 of its operations, 9 of its front end, 3 of its limits.
+        assert_eq!(lines, 1000 * (29 + 15 + 65 + 9 + 3));
         assert!(text.len() < 24 << 20, "{} bytes: more than a client takes", text.len());
     }
 }

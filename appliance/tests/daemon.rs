@@ -281,6 +281,63 @@ fn a_volumes_bytes_go_in_and_out_through_the_interface() {
 }
 
 #[test]
+fn only_the_interfaces_own_threads_stand_back() {
+    let place = Place::new();
+    let daemon = place.start();
+    daemon.create("web").expect("made");
+    daemon.ask(async |client| client.detach(&name("web")).await).expect("detached");
+    daemon.ask(async |client| client.attach(&name("web")).await).expect("attached");
+    let tasks = PathBuf::from(format!("/proc/{}/task", daemon.child.id()));
+    let thread = |id: &str| {
+        let stat = std::fs::read_to_string(tasks.join(id).join("stat")).expect("stat");
+        // proc(5): the name in parentheses, then from field 3; niceness is field 19.
+        let (head, rest) = stat.rsplit_once(") ").expect("fields");
+        let nice: i32 = rest.split(' ').nth(16).and_then(|text| text.parse().ok()).expect("a number");
+        (head.split_once('(').expect("a name").1.to_owned(), nice)
+    };
+    // The tests' own may be another than 0.
+    let (_, usual) = thread(&daemon.child.id().to_string());
+    let mut niced = 0;
+    for entry in std::fs::read_dir(&tasks).expect("threads") {
+        let (name, nice) = thread(entry.expect("a thread").file_name().to_str().expect("a number"));
+        let interface = name == "lamina-api";
+        assert_eq!(nice, if interface { (usual + 10).min(19) } else { usual }, "{name}");
+        niced += usize::from(interface);
+    }
+    assert!(niced > 0);
+}
+
+#[test]
+fn on_the_network_it_speaks_tls_and_nothing_else() {
+    let mut place = Place::new();
+    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let file = |name: &str| place.dir.path().join(name);
+    std::fs::write(file("server.pem"), own.cert.pem()).expect("written");
+    std::fs::write(file("server.key"), own.signing_key.serialize_pem()).expect("written");
+    std::fs::set_permissions(file("server.key"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("mode");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let text = format!(
+        "api_listen: {free}\napi_certificate: {}\napi_key: {}\n",
+        file("server.pem").display(),
+        file("server.key").display()
+    );
+    std::fs::write(file("lamina.yaml"), text).expect("written");
+    place.extra = vec!["--config".to_owned(), file("lamina.yaml").display().to_string()];
+    let (code, said) = place.refused();
+    assert!(code == Some(2) && said.contains("give it mode 0600"), "{code:?} {said}");
+    let key = place.dir.path().join("server.key");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("mode");
+    let daemon = place.start();
+    let mut stream = TcpStream::connect(free).expect("it listens");
+    stream.write_all(b"GET /api/v1/version HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    // A TLS alert record, or nothing.
+    assert!(answer.is_empty() || answer[0] == 21, "{answer:?}");
+    assert!(daemon.terminate().success());
+}
+
+#[test]
 fn a_damaged_document_is_a_degradation() {
     let place = Place::new();
     let daemon = place.start();

@@ -18,6 +18,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::appliance::Appliance;
@@ -78,6 +79,8 @@ impl Default for Limits {
 /// The interface over an appliance; each listener has a router of it.
 pub struct Interface {
     appliance: Arc<dyn Appliance>,
+    /// Where calls are made; with the requests when absent.
+    calls: Option<Handle>,
     answers: Answers,
     locks: Vec<Arc<Mutex<()>>>,
     waiting: Arc<Semaphore>,
@@ -100,7 +103,7 @@ struct RequestId(String);
 
 /// All routes over `appliance`, for one listener with the usual limits.
 pub fn router(appliance: Arc<dyn Appliance>) -> Router {
-    Interface::new(appliance).router(Limits::default())
+    Interface::new(appliance, None).router(Limits::default())
 }
 
 /// Only `/metrics`: all that an address without authentication may ask for.
@@ -117,12 +120,14 @@ pub fn metrics_router(appliance: Arc<dyn Appliance>) -> Router {
 }
 
 impl Interface {
-    /// With what an earlier process kept.
-    pub fn new(appliance: Arc<dyn Appliance>) -> Arc<Self> {
+    /// With what an earlier process kept. Calls are made on blocking threads of `calls`, else of the runtime that serves the requests.
+    /// A thread that a call starts inherits the priority of its caller: `calls` keeps it apart from that of the connections' threads.
+    pub fn new(appliance: Arc<dyn Appliance>, calls: Option<Handle>) -> Arc<Self> {
         let answers = Answers::new(Arc::clone(&appliance));
         let locks = (0..LOCKS).map(|_| Arc::default()).collect();
         Arc::new(Self {
             appliance,
+            calls,
             answers,
             locks,
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
@@ -134,6 +139,15 @@ impl Interface {
     #[must_use]
     pub fn counts(&self) -> Arc<CallCounts> {
         Arc::clone(&self.counts)
+    }
+
+    /// Runs a blocking call on a thread for that. A panic in it is the caller's 500 and nobody else's trouble.
+    async fn blocking<T: Send + 'static>(&self, call: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
+        match &self.calls {
+            // By way of a task, so that the thread is started by one of theirs.
+            Some(calls) => calls.spawn(blocking(call)).await.unwrap_or_else(|_| Err(unexpected())),
+            None => blocking(call).await,
+        }
     }
 
     /// All routes of the table, for one listener.
@@ -275,12 +289,12 @@ impl Door {
         loop {
             let slot = self.slot()?;
             let asked = Arc::clone(&call);
-            let answer = blocking(move || {
+            let answer = self.interface.blocking(move || {
                 let answer = (route.handler)(&asked);
                 drop(slot);
                 answer
-            })
-            .await?;
+            });
+            let answer = answer.await?;
             if !answer.unfinished || Instant::now() >= until {
                 return Ok(answer);
             }
@@ -334,9 +348,10 @@ impl Door {
         };
         line.status = response.status().as_u16();
         let appliance = Arc::clone(&self.interface.appliance);
-        let noted = tokio::task::spawn_blocking(move || {
+        let noted = self.interface.blocking(move || {
             line.time = rfc3339(appliance.now());
             appliance.record(&line);
+            Ok(())
         });
         if noted.await.is_err() {
             tracing::error!("a change could not be noted in the audit log");
@@ -369,7 +384,8 @@ impl Door {
         };
         let call = Call { appliance: Arc::clone(&self.interface.appliance), caller, parameters, query, body };
         let interface = Arc::clone(&self.interface);
-        blocking(move || interface.perform(route, &call, condition.as_deref(), keyed.as_ref(), (slot, alone))).await
+        let perform = move || interface.perform(route, &call, condition.as_deref(), keyed.as_ref(), (slot, alone));
+        self.interface.blocking(perform).await
     }
 
     fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
@@ -474,7 +490,6 @@ fn is_length_limit(error: &axum::Error) -> bool {
     false
 }
 
-/// Runs a blocking call on a thread for that. A panic in it is the caller's 500 and nobody else's trouble.
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
     match tokio::time::timeout(CALL_PATIENCE, tokio::task::spawn_blocking(call)).await {
         Ok(Ok(answer)) => answer,

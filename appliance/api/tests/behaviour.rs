@@ -301,7 +301,8 @@ fn a_client_that_does_not_read_is_let_go() {
     let began = Instant::now();
     // Its answers fill the socket; then nobody reads these either.
     let stopped = std::iter::repeat_with(|| stream.write_all(line)).find_map(Result::err).expect("it ends");
-    assert_eq!(stopped.kind(), std::io::ErrorKind::BrokenPipe, "{:?}", began.elapsed());
+    let ours = matches!(stopped.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut);
+    assert!(!ours, "the server must give up first: {stopped} after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
 }
 
@@ -309,8 +310,8 @@ fn a_client_that_does_not_read_is_let_go() {
 fn a_flood_is_answered_429_and_does_not_keep_others_out() {
     let rate = Rate { per_second: 5.0, burst: 20.0 };
     let served = Listeners::with(Arc::new(FakeAppliance::with_tokens()), Limits { in_flight: 2, rate });
-    let statuses: Vec<_> = (0..40).map(|_| served.ask(Via::Network, "GET /api/v1/version", &[ADMIN], b"")).collect();
-    let refused = statuses.iter().find(|reply| reply.status != 200).expect("one too many");
+    let mut flood = (0..400).map(|_| served.ask(Via::Network, "GET /api/v1/version", &[ADMIN], b""));
+    let refused = flood.find(|reply| reply.status != 200).expect("one too many");
     assert_eq!((refused.status, refused.problem().as_str()), (429, "too-many-requests"));
     assert_eq!(refused.headers.get("retry-after").map(String::as_str), Some("1"));
     assert_eq!(served.admin("GET /api/v1/version", "").status, 200);
@@ -353,7 +354,10 @@ fn more_connections_than_places_are_turned_away_at_once() {
 fn a_change_is_finished_and_noted_when_its_caller_hangs_up() {
     let served = Listeners::new();
     let mut stream = UnixStream::connect(&served.socket).expect("connects");
-    stream.write_all(&request("POST /api/v1/volumes", &[], br#"{"name":"a","size_bytes":4096}"#)).expect("sent");
+    stream.write_all(&request("POST /api/v1/volumes", &[], br#"{"name":"late","size_bytes":4096}"#)).expect("sent");
+    // Long enough for the change to begin, too short for its end.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(served.fake.audited().is_empty());
     drop(stream);
     let until = Instant::now() + Duration::from_secs(5);
     while served.fake.audited().is_empty() {
@@ -361,7 +365,7 @@ fn a_change_is_finished_and_noted_when_its_caller_hangs_up() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(served.fake.audited()[0].status, 201);
-    assert_eq!(served.admin("GET /api/v1/volumes/a", "").status, 200);
+    assert_eq!(served.admin("GET /api/v1/volumes/late", "").status, 200);
 }
 
 #[test]

@@ -81,7 +81,8 @@ impl Node {
         let (coordination, all) = (self.core.coordination.clone(), records.clone());
         self.core.run_heavy(move || coordination.create_all(&all)).await.ok_or(EngineError::Interrupted)??;
         failpoint::hit(failpoint::CLONE_AFTER_REGISTER);
-        let identities = futures::stream::iter(records.iter().map(|record| self.sources.put_identity(record)));
+        let put = |record: VolumeRecord| async move { self.sources.put_identity(&record).await };
+        let identities = futures::stream::iter(records.clone()).map(put);
         let made = match identities.buffer_unordered(PUTS).try_collect::<Vec<()>>().await {
             Ok(_) => self.begin_clones(&records, &origin).await,
             Err(error) => Err(error),

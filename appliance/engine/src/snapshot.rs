@@ -87,6 +87,12 @@ impl Volume {
         self.snapshots.find(name)
     }
 
+    /// What a snapshot is called.
+    #[must_use]
+    pub fn snapshot_name(&self, id: SnapshotId) -> Option<SnapshotName> {
+        self.snapshots.name_of(id)
+    }
+
     /// The earliest moment that it can be taken back to; None when it keeps no past.
     #[must_use]
     pub fn past_begins(&self) -> Option<lamina_contract::Timestamp> {

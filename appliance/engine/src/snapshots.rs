@@ -79,6 +79,12 @@ impl Snapshots {
         self.list().into_iter().find(|snapshot| snapshot.note.name == *name)
     }
 
+    pub(crate) fn name_of(&self, id: SnapshotId) -> Option<SnapshotName> {
+        let state = self.state.read();
+        let mut notes = state.stored.iter().map(|stored| &stored.note).chain(state.waiting.iter().map(|(cut, _)| &cut.note));
+        notes.find(|note| note.id == id).map(|note| note.name.clone())
+    }
+
     /// What the catalog has.
     pub(crate) fn stored(&self) -> Vec<StoredSnapshot> {
         self.state.read().stored.clone()

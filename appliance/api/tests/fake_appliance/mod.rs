@@ -1,7 +1,8 @@
 //! An appliance in memory: the rules that callers see, and nothing behind them. For tests of whatever calls the interface.
 //!
 //! Jobs end at once, unless their subject's name begins with `slow`: those run until they are cancelled or [`FakeAppliance::finish_jobs`]
-//! is called. A guest is connected to volumes whose name begins with `busy`; `panic` as a volume's name is a bug.
+//! is called. A guest is connected to volumes whose name begins with `busy`; `panic` as a volume's name is a bug;
+//! making one whose name begins with `late` takes a second.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -251,6 +252,9 @@ impl Volumes for FakeAppliance {
     }
 
     fn create_volume(&self, request: &CreateVolume) -> Result<Volume, Problem> {
+        if request.name.starts_with("late") {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
         let mut state = self.state.lock();
         if state.volumes.contains_key(&request.name) {
             return Err(taken("volume", &request.name));

@@ -138,7 +138,7 @@ impl Listeners {
         let socket = file("lamina.sock");
         let local = LocalListener::bind(&socket).expect("bound");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
-        let interface = Interface::new(Arc::clone(&fake) as Arc<_>);
+        let interface = Interface::new(Arc::clone(&fake) as Arc<_>, None);
         runtime.spawn(local.serve(interface.router(limits)));
         runtime.spawn(network.serve(interface.router(limits)));
         Self { fake, socket, address, authority, clients, dir, runtime }
