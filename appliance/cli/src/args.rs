@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lamina_contract::{BlockSize, ByteSize, ScoSize, VolumeName};
 
+use crate::support_bundle::{Place, SupportBundle};
+
 const SYSTEM_SOCKET: &str = "/run/lamina/lamina.sock";
 
 /// Asks a Lamina appliance: volumes, targets, status.
@@ -63,6 +65,11 @@ impl Connection {
             (None, None) => Path::new(SYSTEM_SOCKET).to_owned(),
         }
     }
+
+    /// Where the daemon of this machine is.
+    pub(crate) fn place(&self) -> Place {
+        Place { socket: self.socket(), state: self.state_dir.clone() }
+    }
 }
 
 /// How to print results.
@@ -111,6 +118,15 @@ Examples:
   lamina status
   lamina status -o json | jq .health")]
     Status,
+    /// Collects what is needed to find out what is wrong, without secrets and without guests' data.
+    #[command(after_long_help = "\
+Examples:
+  lamina support-bundle
+  lamina support-bundle /tmp/for-support.tar.gz --anonymous
+  lamina --state-dir ./state support-bundle --log ./laminad.log
+
+It works without the daemon too, and says what is missing then. manifest.json in it lists what is there and what was left out.")]
+    SupportBundle(SupportBundle),
     /// Prints a completion script for a shell.
     #[command(after_long_help = "\
 Examples:

@@ -9,6 +9,7 @@ use lamina_contract::{UnitError, VolumeName};
 
 use crate::machine::MachineError;
 use crate::render::RenderError;
+use crate::support_bundle::BundleError;
 
 /// Why the command did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,9 @@ pub(crate) enum Failure {
     /// The hypervisor cannot be told of it.
     #[error(transparent)]
     Render(#[from] RenderError),
+    /// No bundle for support came about.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     /// Deleting needs a yes.
     #[error("deleting '{name}' removes all its data and nobody is there to confirm it")]
     Unconfirmed {

@@ -9,12 +9,15 @@ mod failure;
 mod hypervisor;
 mod identity;
 mod libvirt;
+mod local_call;
 mod machine;
 mod output;
 mod qemu;
+mod redaction;
 mod render;
 mod shell;
 mod status;
+mod support_bundle;
 mod target;
 mod vm;
 mod volume;
@@ -54,6 +57,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Noun::Vm { verb } = &arguments.noun {
         return vm::run(verb, arguments.output, &mut out);
     }
+    // Works without one.
+    if let Noun::SupportBundle(bundle) = &arguments.noun {
+        return Ok(support_bundle::run(bundle, &arguments.connection.place(), &mut out)?);
+    }
     let client = Client::new(&arguments.connection.socket());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -61,7 +68,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             Noun::Volume { verb } => volume::run(verb, &client, arguments.output, &mut out).await,
             Noun::Target { verb } => target::run(verb, &client, arguments.output, &mut out).await,
             Noun::Status => status::run(&client, arguments.output, &mut out).await,
-            Noun::Vm { .. } | Noun::Completions { .. } => Ok(()),
+            Noun::Vm { .. } | Noun::SupportBundle(_) | Noun::Completions { .. } => Ok(()),
         }
     })
 }
