@@ -16,6 +16,7 @@ mod exposition;
 mod jobs;
 mod logging;
 mod machines;
+mod metrics_page;
 mod notify;
 mod records;
 mod relations;
@@ -34,6 +35,7 @@ mod vm_clones;
 mod vm_sets;
 mod vms;
 mod volume_data;
+mod volume_metrics;
 mod watch;
 mod wiring;
 
@@ -246,6 +248,7 @@ fn serve(
     tasks.push(runtime.spawn(following));
     let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
     let interface = Interface::new(Arc::clone(&appliance), Some(runtimes.calls.handle().clone()));
+    served.counted_by(interface.counts());
     if let Some(metrics) = metrics {
         tasks.push(runtimes.interface.spawn(logged("metrics", metrics.serve(routes::metrics_router(appliance)))));
     }

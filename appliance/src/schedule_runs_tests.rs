@@ -98,7 +98,7 @@ impl Bed {
 
     /// Begins to follow what the documents say.
     fn follow(&self) -> (Arc<Runs>, Arc<Mutex<Scheduler>>, tokio::task::JoinHandle<()>) {
-        let scheduler = Schedules::open(&self.documents).expect("understood").scheduler();
+        let scheduler = Schedules::open(&self.documents).scheduler();
         let runs = self.runs();
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
         let following = Arc::clone(&runs).run(Arc::clone(&scheduler), Arc::clone(&self.documents), clock);

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use lamina_api::appliance::{Overview, Volumes};
+use lamina_api::call_counts::CallCounts;
 use lamina_api::label::Labels;
 use lamina_api::listener::MAX_SOCKET_PATH;
 use lamina_api::page::{Page, Paged};
@@ -73,7 +74,9 @@ pub(crate) struct Served {
     /// Held during each change, so that they go one at a time.
     detached: Mutex<Detached>,
     began: Instant,
+    started: Timestamp,
     recovery: Duration,
+    calls: OnceLock<Arc<CallCounts>>,
     this: OnceLock<Weak<Self>>,
 }
 
@@ -96,6 +99,7 @@ impl Served {
     /// Takes the parts over; serves nothing yet.
     pub(crate) fn new(parts: Parts, settings: Settings, vhost: PathBuf, kept: Kept, runtime: Handle) -> Self {
         let machines = Machines::new(Arc::clone(&parts.node), Arc::clone(&kept.records.documents), runtime.clone());
+        let started = parts.clock.wall();
         Self {
             machines: Arc::new(machines),
             node: parts.node,
@@ -113,7 +117,9 @@ impl Served {
             fronts: RwLock::default(),
             detached: Mutex::new(kept.detached),
             began: Instant::now(),
+            started,
             recovery: Duration::ZERO,
+            calls: OnceLock::new(),
             this: OnceLock::new(),
         }
     }
@@ -200,6 +206,18 @@ impl Served {
     pub(crate) fn ready(&mut self, recovery: Duration) {
         self.recovery = recovery;
         self.began = Instant::now();
+        self.started = self.clock.wall();
+    }
+
+    /// Notes where the interface counts its requests.
+    pub(crate) fn counted_by(&self, calls: Arc<CallCounts>) {
+        // The first one stays: there is one interface.
+        let _ = self.calls.set(calls);
+    }
+
+    /// What the interface counts, once it is there.
+    pub(crate) fn calls(&self) -> Option<&CallCounts> {
+        self.calls.get().map(Arc::as_ref)
     }
 
     /// Stops all front ends at once and waits for them.
@@ -218,6 +236,11 @@ impl Served {
     /// How long the daemon has been ready.
     pub(crate) fn uptime(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// When it was ready.
+    pub(crate) fn started(&self) -> Timestamp {
+        self.started
     }
 
     /// How long its start took.

@@ -19,6 +19,8 @@ use crate::top::TopArguments;
 use crate::vm_verbs::VmVerb;
 use crate::volume_verbs::VolumeVerb;
 
+use crate::support_bundle::SupportBundle;
+
 /// Asks a Lamina appliance: volumes, snapshots, VMs, status.
 #[derive(Debug, Parser)]
 #[command(
@@ -177,6 +179,15 @@ Examples:
   lamina status
   lamina status -o json | jq .health")]
     Status,
+    /// Collects what is needed to find out what is wrong, without secrets and without guests' data.
+    #[command(after_long_help = "\
+Examples:
+  lamina support-bundle
+  lamina support-bundle /tmp/for-support.tar.gz --anonymous
+  lamina --state-dir ./state support-bundle --log ./laminad.log
+
+It works without the daemon too, and says what is missing then. manifest.json in it lists what is there and what was left out.")]
+    SupportBundle(SupportBundle),
     /// Who does what, live.
     #[command(
         long_about = "Shows who does what, live: each volume's requests, bytes, latency and what only the journal holds; health, journal, cache, \

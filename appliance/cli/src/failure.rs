@@ -13,6 +13,7 @@ use crate::image::ImageError;
 use crate::machine::MachineError;
 use crate::mistake::Mistake;
 use crate::render::RenderError;
+use crate::support_bundle::BundleError;
 use crate::transfer::TransferError;
 
 /// Why the command did not do what was asked.
@@ -60,6 +61,9 @@ pub(crate) enum Failure {
     /// The hypervisor cannot be told of it.
     #[error(transparent)]
     Render(#[from] RenderError),
+    /// No bundle for support came about.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     /// An image that cannot be read or written.
     #[error(transparent)]
     Image(#[from] ImageError),

@@ -25,6 +25,7 @@ mod job;
 mod labels;
 mod libvirt;
 mod load;
+mod local_call;
 mod machine;
 mod missing;
 mod mistake;
@@ -34,6 +35,7 @@ mod printer;
 mod qemu;
 mod qemu_nbd;
 mod rate;
+mod redaction;
 mod render;
 mod run;
 mod schedule;
@@ -43,6 +45,7 @@ mod snapshot;
 mod span;
 mod status;
 mod suggestion;
+mod support_bundle;
 mod table;
 mod target;
 mod template;
@@ -124,6 +127,11 @@ fn run(arguments: &Arguments) -> Result<(), Box<Told>> {
         Noun::Vm { verb: VmVerb::Render { from: Some(from), hypervisor, .. } } => {
             return Ok(vm::render_file(from, *hypervisor, &printer)?);
         }
+        // Tells what a daemon that is down leaves to be seen.
+        Noun::SupportBundle(bundle) => {
+            let bundled = support_bundle::run(bundle, &arguments.connection.place(), &mut std::io::stdout().lock());
+            return Ok(bundled.map_err(Failure::from)?);
+        }
         _ => {}
     }
     let limit = timeout.map(|span| Duration::from_secs(span.0));
@@ -153,7 +161,8 @@ async fn answer(noun: &Noun, session: &Session) -> Result<(), Failure> {
         Noun::Audit { limit } => audit::run(*limit, session).await,
         Noun::Import(arguments) => import::run(arguments, session).await,
         Noun::Export(arguments) => export::run(arguments, session).await,
-        Noun::Completions { shell } => completions::run(*shell),
+        // Answered without a daemon.
+        Noun::Completions { .. } | Noun::SupportBundle(_) => Ok(()),
     }
 }
 
