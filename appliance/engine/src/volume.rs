@@ -212,9 +212,9 @@ impl Volume {
     pub(crate) fn size_at(&self, last: ScoNumber, before: u64) -> u64 {
         let mut sizes = self.sizes.lock();
         let mut size = before;
-        let holds = |next: &mut NextSize| next.through <= last && next.cut.is_none_or(|cut| !self.snapshots.is_waiting(cut));
-        while let Some(next) = sizes.pop_front_if(holds) {
-            size = next.bytes;
+        let holds = |next: &NextSize| next.through <= last && next.cut.is_none_or(|cut| !self.snapshots.is_waiting(cut));
+        while sizes.front().is_some_and(holds) {
+            size = sizes.pop_front().map_or(size, |next| next.bytes);
         }
         size
     }
