@@ -119,6 +119,12 @@ fn each_take_is_a_higher_term(registry: &dyn Coordination) {
     assert_eq!(registry.take(VolumeId(1), Epoch(40)).expect("taken").epoch, Epoch(41));
     assert!(matches!(registry.take(VolumeId(1), Epoch(u64::MAX)), Err(CoordinationError::Unavailable { .. })));
     assert_eq!(registry.get(VolumeId(1)).expect("record").epoch, Epoch(41));
+    registry.create(&record(2, "b")).expect("free");
+    let wanted = [(VolumeId(2), Epoch(0)), (VolumeId(1), Epoch(0))];
+    let taken: Vec<_> = registry.take_all(&wanted).expect("taken").iter().map(|owner| (owner.volume, owner.epoch)).collect();
+    assert_eq!(taken, [(VolumeId(2), Epoch(1)), (VolumeId(1), Epoch(42))]);
+    assert!(registry.take_all(&[(VolumeId(2), Epoch(0)), (VolumeId(3), Epoch(0))]).is_err());
+    assert_eq!(registry.get(VolumeId(2)).expect("record").epoch, Epoch(1), "all or none");
 }
 
 fn only_the_owner_advances_and_by_one(registry: &dyn Coordination) {

@@ -229,8 +229,8 @@ impl Coordination for EmbeddedCoordination {
         self.look("reading a volume's record", |registry| registry.get(volume).cloned())
     }
 
-    fn take(&self, volume: VolumeId, at_least: Epoch) -> Result<Ownership, CoordinationError> {
-        self.decide("taking a volume", |registry| registry.take(volume, at_least).map(|(owner, change)| (owner, Some(change))))
+    fn take_all(&self, volumes: &[(VolumeId, Epoch)]) -> Result<Vec<Ownership>, CoordinationError> {
+        self.decide("taking volumes", |registry| registry.take_all(volumes).map(|(owners, change)| (owners, Some(change))))
     }
 
     fn advance(&self, owner: Ownership, next: Generation) -> Result<(), CoordinationError> {

@@ -57,9 +57,9 @@ impl MemoryCoordination {
     /// [`CoordinationError::Unknown`].
     pub fn steal(&self, volume: VolumeId) -> Result<Ownership, CoordinationError> {
         let mut live = self.live.lock();
-        let (owner, change) = live.registry.take(volume, Epoch(0))?;
+        let (owners, change) = live.registry.take_all(&[(volume, Epoch(0))])?;
         live.registry = live.registry.after(&change);
-        Ok(owner)
+        owners.into_iter().next().ok_or(CoordinationError::Unknown { volume })
     }
 
     /// While `away`, every call fails and changes nothing.
@@ -113,8 +113,8 @@ impl Coordination for MemoryCoordination {
         live.registry.get(volume).cloned()
     }
 
-    fn take(&self, volume: VolumeId, at_least: Epoch) -> Result<Ownership, CoordinationError> {
-        self.decide("taking a volume", |registry| registry.take(volume, at_least).map(|(owner, change)| (owner, Some(change))))
+    fn take_all(&self, volumes: &[(VolumeId, Epoch)]) -> Result<Vec<Ownership>, CoordinationError> {
+        self.decide("taking volumes", |registry| registry.take_all(volumes).map(|(owners, change)| (owners, Some(change))))
     }
 
     fn advance(&self, owner: Ownership, next: Generation) -> Result<(), CoordinationError> {

@@ -110,13 +110,18 @@ impl Registry {
         Ok(Change::Put(records.to_vec()))
     }
 
-    /// A new term, higher than the current one and than `at_least`.
-    pub(crate) fn take(&self, volume: VolumeId, at_least: Epoch) -> Result<(Ownership, Change), CoordinationError> {
-        let mut record = self.get(volume)?.clone();
-        let highest = record.epoch.max(at_least);
-        let epoch = highest.0.checked_add(1).map(Epoch).ok_or_else(|| exhausted("taking a volume", volume))?;
-        record.epoch = epoch;
-        Ok((Ownership { volume, epoch }, Change::Put(vec![record])))
+    /// New terms, each higher than the current one and than `at_least`.
+    pub(crate) fn take_all(&self, volumes: &[(VolumeId, Epoch)]) -> Result<(Vec<Ownership>, Change), CoordinationError> {
+        let (mut owners, mut records) = (Vec::with_capacity(volumes.len()), Vec::with_capacity(volumes.len()));
+        for (volume, at_least) in volumes.iter().copied() {
+            let mut record = self.get(volume)?.clone();
+            let highest = record.epoch.max(at_least);
+            let epoch = highest.0.checked_add(1).map(Epoch).ok_or_else(|| exhausted("taking a volume", volume))?;
+            record.epoch = epoch;
+            owners.push(Ownership { volume, epoch });
+            records.push(record);
+        }
+        Ok((owners, Change::Put(records)))
     }
 
     /// The owner's next manifest: exactly one more than the current.

@@ -177,7 +177,16 @@ pub trait Coordination: Send + Sync {
     ///
     /// # Errors
     /// [`CoordinationError::Unknown`], [`CoordinationError::Unavailable`].
-    fn take(&self, volume: VolumeId, at_least: Epoch) -> Result<Ownership, CoordinationError>;
+    fn take(&self, volume: VolumeId, at_least: Epoch) -> Result<Ownership, CoordinationError> {
+        let taken = self.take_all(&[(volume, at_least)])?;
+        taken.into_iter().next().ok_or(CoordinationError::Unknown { volume })
+    }
+
+    /// Takes volumes, all or none, each as [`Coordination::take`] does.
+    ///
+    /// # Errors
+    /// [`CoordinationError::Unknown`], [`CoordinationError::Unavailable`].
+    fn take_all(&self, volumes: &[(VolumeId, Epoch)]) -> Result<Vec<Ownership>, CoordinationError>;
 
     /// Makes `next` the current manifest, if `owner` still owns the volume and `next` is the current generation plus one.
     ///

@@ -3,8 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use futures::stream::StreamExt;
 use lamina_contract::{
-    Clock, Coordination, Cut, Disk, Location, RecordChange, ScoNumber, SnapshotId, Timestamp, VolumeId, VolumeRecord,
+    Clock, Coordination, Cut, Disk, Epoch, Location, Ownership, RecordChange, ScoNumber, SnapshotId, Timestamp, VolumeId,
+    VolumeRecord,
 };
 use lamina_formats::journal::{JournalEntry, JournalOp};
 
@@ -115,6 +117,9 @@ impl Opened {
     }
 }
 
+/// Volumes opened at once: each reads a few objects, one after the other.
+const OPENING: usize = 16;
+
 /// The label of a snapshot that does not hold all that it held when it was taken.
 const CUT_SHORT: &str = "lamina/cut-short";
 
@@ -151,6 +156,10 @@ impl Opening {
         for record in sources.coordination.list()? {
             if record.deleting { opening.deleting.push(record) } else { waiting.push(record) }
         }
+        // In one decision: each costs the registry as much as all do. A volume whose turn does not come is taken again by who opens it.
+        let all: Vec<_> = waiting.iter().map(|record| (record.id, Epoch(0))).collect();
+        let owners = if all.is_empty() { Vec::new() } else { sources.coordination.take_all(&all)? };
+        let owners: HashMap<VolumeId, Ownership> = owners.into_iter().map(|owner| (owner.volume, owner)).collect();
         // Parents before their clones.
         while !waiting.is_empty() {
             let ids: HashSet<VolumeId> = waiting.iter().map(|record| record.id).collect();
@@ -159,14 +168,23 @@ impl Opening {
             // A circle cannot come about; if it is there nevertheless, none of it opens.
             let stuck = now.is_empty();
             waiting = if stuck { Vec::new() } else { later.clone() };
-            for record in if stuck { later } else { now } {
-                opening.open(sources, record).await;
-            }
+            let now = if stuck { later } else { now };
+            let opened = futures::stream::iter(now).map(|record| {
+                let owner = owners.get(&record.id).copied();
+                opening.open(sources, record, owner)
+            });
+            let opened: Vec<_> = opened.buffer_unordered(OPENING).collect().await;
+            opened.into_iter().for_each(|(record, opened)| opening.keep(record, opened));
         }
         Ok(opening)
     }
 
-    async fn open(&mut self, sources: &Sources, record: VolumeRecord) {
+    async fn open(
+        &self,
+        sources: &Sources,
+        record: VolumeRecord,
+        owner: Option<Ownership>,
+    ) -> (VolumeRecord, Result<Opened, EngineError>) {
         let origin = match record.parent {
             None => Ok(None),
             Some(parent) => match self.opened.get(&parent.volume) {
@@ -174,10 +192,15 @@ impl Opening {
                 None => Err(EngineError::ParentNotOpen { parent: parent.volume }),
             },
         };
-        let opened = match origin {
-            Ok(origin) => sources.open(&record, origin).await,
-            Err(error) => Err(error),
+        let opened = match (origin, owner) {
+            (Ok(origin), Some(owner)) => sources.open_owned(owner, origin).await,
+            (Ok(_), None) => Err(EngineError::Unknown { volume: record.id }),
+            (Err(error), _) => Err(error),
         };
+        (record, opened)
+    }
+
+    fn keep(&mut self, record: VolumeRecord, opened: Result<Opened, EngineError>) {
         match opened {
             Ok(opened) => {
                 self.opened.insert(record.id, opened);

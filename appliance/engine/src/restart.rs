@@ -73,6 +73,7 @@ impl Sources {
         let owners = ancestry.owners(record.id);
         let namespace = Namespace(record.id);
         let mut keys = self.manifest_keys(namespace).await?;
+        let mut all_keys = keys.clone();
         let seen = keys.iter().map(|(_, epoch)| *epoch).max().unwrap_or(Epoch(0));
         let mut undecided = false;
         if seen >= owner.epoch {
@@ -92,7 +93,7 @@ impl Sources {
                 root
             }
             None if record.generation == Generation(0) => {
-                self.put_identity(record).await?;
+                self.see_to_identity(record).await?;
                 let mut manifest = first_manifest(record);
                 if let Some(Origin { view, .. }) = &origin {
                     base = begin_at(view, &mut manifest, record.id)?;
@@ -103,6 +104,7 @@ impl Sources {
         };
         if undecided {
             self.outrank(namespace, owner, &mut root.manifest).await?;
+            all_keys.push((root.manifest.generation, root.manifest.epoch));
         }
         let mut layers = Layers::over(base, root.manifest.last_sco.next());
         let mut replayed = 0;
@@ -116,7 +118,7 @@ impl Sources {
             }
         }
         let pages = self.open_pages(&owners, &root.manifest).await?;
-        let old = old_manifests(namespace, &self.manifest_keys(namespace).await?, &root.manifest);
+        let old = old_manifests(namespace, &all_keys, &root.manifest);
         // A cut that a manifest holds is not promised any more, even if the registry still says so.
         let held = |cut: &Cut| root.snapshots.iter().any(|snapshot| snapshot.note.id == cut.note.id);
         let promised = record.cuts.iter().filter(|cut| !held(cut)).cloned();
@@ -269,11 +271,19 @@ impl Sources {
         fetched.await.map_err(|source| EngineError::Store { doing: "reading", object: key.clone(), source })
     }
 
+    /// Makes sure that the store has the identity of a volume that never had a manifest. Most have it: reading is cheaper than writing.
+    async fn see_to_identity(&self, record: &VolumeRecord) -> Result<(), EngineError> {
+        let wanted = identity_of(record);
+        match self.identity(record.id).await {
+            Ok(identity) if identity == wanted => Ok(()),
+            _ => self.put_identity(record).await,
+        }
+    }
+
     /// Writes the identity of a volume: when it never had a manifest, and when it is a clone no more.
     pub(crate) async fn put_identity(&self, record: &VolumeRecord) -> Result<(), EngineError> {
         let key = Namespace(record.id).volume();
-        let identity = VolumeIdentity { id: record.id, spec: record.spec.clone(), created: record.created, parent: record.parent };
-        let put = self.store.put(&key, PutPayload::from(identity.encode())).await;
+        let put = self.store.put(&key, PutPayload::from(identity_of(record).encode())).await;
         put.map(|_| ()).map_err(|source| EngineError::Store { doing: "writing", object: key, source })
     }
 
@@ -380,6 +390,10 @@ impl Sources {
         tracing::warn!(volume = %id, name = %record.spec.name, generation = generation.0, "volume recovered from the store alone");
         Ok(())
     }
+}
+
+fn identity_of(record: &VolumeRecord) -> VolumeIdentity {
+    VolumeIdentity { id: record.id, spec: record.spec.clone(), created: record.created, parent: record.parent }
 }
 
 fn recovered_name(id: VolumeId) -> VolumeName {

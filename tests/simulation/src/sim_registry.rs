@@ -49,8 +49,8 @@ impl Coordination for SimRegistry {
         self.rules.get(volume)
     }
 
-    fn take(&self, volume: VolumeId, at_least: Epoch) -> Result<Ownership, CoordinationError> {
-        self.noted(self.rules.take(volume, at_least))
+    fn take_all(&self, volumes: &[(VolumeId, Epoch)]) -> Result<Vec<Ownership>, CoordinationError> {
+        self.noted(self.rules.take_all(volumes))
     }
 
     fn advance(&self, owner: Ownership, next: Generation) -> Result<(), CoordinationError> {
