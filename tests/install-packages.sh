@@ -69,7 +69,7 @@ apt="-o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts=$assets/apt/sour
 apt="$apt -o APT::Sandbox::User=root -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -q"
 export DEBIAN_FRONTEND=noninteractive
 
-if [ -n "$missing$newer" ] || [ $kernel_there = no ]; then
+if [ -n "$missing$newer" ] || [ $kernel_there = no ] || [ $promtool_there = no ]; then
     # shellcheck disable=SC2086  # the options and the package lists are words on purpose
     apt-get $apt update >"$assets/apt/update.log" 2>&1 || { cat "$assets/apt/update.log" >&2; fail "cannot read the package lists of $mirror"; }
 fi
@@ -87,6 +87,7 @@ if [ -n "$missing$newer" ]; then
     fi
 fi
 
+work=""
 if [ $kernel_there = no ]; then
     # The metapackage names the current cloud kernel of the stable release.
     # shellcheck disable=SC2086
@@ -106,6 +107,7 @@ fi
 if [ $promtool_there = no ]; then
     say "fetching promtool"
     tools=$(mktemp -d "$assets/promtool.XXXXXX")
+    trap 'rm -rf "$work" "$tools"' EXIT
     # shellcheck disable=SC2086
     (cd "$tools" && apt-get $apt download prometheus >"$assets/apt/download.log" 2>&1) || { tail -n 20 "$assets/apt/download.log" >&2; fail "cannot download prometheus"; }
     dpkg -x "$tools"/prometheus_*.deb "$tools/root"

@@ -21,6 +21,7 @@ pub(crate) fn text(served: &Served) -> String {
     store(&mut page, served.store.stats());
     targets(&mut page, served);
     jobs(&mut page, served);
+    schedules(&mut page, served);
     interface(&mut page, served);
     let volumes = served.statuses();
     volume_metrics::volumes(&mut page, &volumes);
@@ -196,6 +197,19 @@ fn jobs(page: &mut Page, served: &Served) {
         page.sample("lamina_jobs", &[("state", state.as_str())], count);
     }
     page.single("lamina_jobs_failed_total", Kind::Counter, "Jobs that failed.", served.records.jobs.failed());
+}
+
+fn schedules(page: &mut Page, served: &Served) {
+    let views = served.records.schedules.views(served.clock().wall());
+    page.family("lamina_schedule_enabled", Kind::Gauge, "1 while it runs.");
+    for view in &views {
+        page.sample("lamina_schedule_enabled", &[("schedule", view.schedule.name.as_str())], u8::from(view.schedule.enabled));
+    }
+    page.family("lamina_schedule_failing", Kind::Gauge, "Volumes and VMs whose last run failed.");
+    for view in &views {
+        let failing = view.runs.iter().filter(|run| run.last_error.is_some()).count();
+        page.sample("lamina_schedule_failing", &[("schedule", view.schedule.name.as_str())], failing);
+    }
 }
 
 fn interface(page: &mut Page, served: &Served) {

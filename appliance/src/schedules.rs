@@ -49,7 +49,8 @@ impl Schedules {
         Arc::clone(&self.scheduler)
     }
 
-    fn views(&self, now: Timestamp) -> Vec<View> {
+    /// All of them with what they have done.
+    pub(crate) fn views(&self, now: Timestamp) -> Vec<View> {
         self.scheduler.lock().views(now)
     }
 

@@ -11,6 +11,7 @@ use crate::printer::Output;
 use crate::schedule::ScheduleVerb;
 use crate::snapshot::SnapshotVerb;
 use crate::span::Span;
+use crate::support_bundle::SupportBundle;
 use crate::target::TargetVerb;
 use crate::template::TemplateVerb;
 use crate::token::TokenVerb;
@@ -18,8 +19,6 @@ use crate::tone::When;
 use crate::top::TopArguments;
 use crate::vm_verbs::VmVerb;
 use crate::volume_verbs::VolumeVerb;
-
-use crate::support_bundle::SupportBundle;
 
 /// Asks a Lamina appliance: volumes, snapshots, VMs, status.
 #[derive(Debug, Parser)]

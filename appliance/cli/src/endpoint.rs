@@ -18,7 +18,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::mistake::Mistake;
-use crate::support_bundle::Place;
 
 const SYSTEM_SOCKET: &str = "/run/lamina/lamina.sock";
 /// Where distributions keep the authorities that they trust.
@@ -56,19 +55,6 @@ pub(crate) struct Connection {
     /// File with our certificate's key [env: LAMINA_KEY].
     #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) key: Option<PathBuf>,
-}
-
-impl Connection {
-    /// Where the daemon of this machine is, whether it runs or not.
-    pub(crate) fn place(&self) -> Place {
-        let named = || env::var_os("LAMINA_SOCKET").map(PathBuf::from);
-        let socket = match (&self.state_dir, &self.socket) {
-            (Some(dir), _) => dir.join("run").join("lamina.sock"),
-            (None, Some(socket)) => socket.clone(),
-            (None, None) => named().unwrap_or_else(|| PathBuf::from(SYSTEM_SOCKET)),
-        };
-        Place { socket, state: self.state_dir.clone() }
-    }
 }
 
 /// `https://host:port`.

@@ -180,22 +180,48 @@ impl Look {
     }
 }
 
+/// Upper ends of buckets in seconds, and how many requests took at most that.
+type Buckets = Vec<(f64, f64)>;
+
 /// The 0.99 quantile of reads and writes by volume, the worse of both, out of Prometheus text.
 fn latencies(metrics: &str) -> BTreeMap<String, f64> {
-    let mut worst = BTreeMap::new();
+    let mut histograms: BTreeMap<(&str, &str), Buckets> = BTreeMap::new();
     for line in metrics.lines() {
-        let Some(rest) = line.strip_prefix("lamina_request_seconds{") else { continue };
+        let Some(rest) = line.strip_prefix("lamina_request_duration_seconds_bucket{") else { continue };
         let Some((labels, value)) = rest.rsplit_once("} ") else { continue };
         // Names of volumes and operations have neither quotes nor commas in them.
         let label =
             |name: &str| labels.split(',').find_map(|label| label.strip_prefix(name)?.strip_prefix("=\"")?.strip_suffix('"'));
-        let wanted = label("quantile") == Some("0.99") && matches!(label("op"), Some("read" | "write"));
-        if let (true, Some(volume), Ok(value)) = (wanted, label("volume"), value.trim().parse::<f64>()) {
-            let known = worst.entry(volume.to_owned()).or_insert(value);
+        let end = label("le").and_then(|end| if end == "+Inf" { Some(f64::INFINITY) } else { end.parse().ok() });
+        if let (Some(volume), Some(op @ ("read" | "write")), Some(end), Ok(count)) =
+            (label("volume"), label("op"), end, value.trim().parse::<f64>())
+        {
+            histograms.entry((volume, op)).or_default().push((end, count));
+        }
+    }
+    let mut worst: BTreeMap<String, f64> = BTreeMap::new();
+    for ((volume, _), buckets) in &histograms {
+        if let Some(value) = quantile(buckets, 0.99) {
+            let known = worst.entry((*volume).to_owned()).or_insert(value);
             *known = known.max(value);
         }
     }
     worst
+}
+
+/// Within its bucket, requests are taken to be spread evenly, as Prometheus does; behind the last bound, its own value is all that is known.
+fn quantile(buckets: &[(f64, f64)], of: f64) -> Option<f64> {
+    let total = buckets.last().map(|(_, count)| *count).filter(|count| *count > 0.0)?;
+    let wanted = total * of;
+    let mut below = (0.0, 0.0);
+    for (end, count) in buckets {
+        if *count >= wanted {
+            let share = (wanted - below.1) / (count - below.1).max(f64::MIN_POSITIVE);
+            return Some(if end.is_finite() { below.0 + (end - below.0) * share } else { below.0 });
+        }
+        below = (*end, *count);
+    }
+    None
 }
 
 #[cfg(test)]
@@ -205,13 +231,21 @@ mod tests {
     #[test]
     fn the_worse_of_reads_and_writes_is_a_volumes_latency() {
         let metrics = "\
-# HELP lamina_request_seconds Latency.
-lamina_request_seconds{volume=\"web\",op=\"read\",quantile=\"0.99\"} 0.000256
-lamina_request_seconds{volume=\"web\",op=\"write\",quantile=\"0.99\"} 0.001024
-lamina_request_seconds{volume=\"web\",op=\"write\",quantile=\"0.999\"} 1
-lamina_request_seconds{volume=\"web\",op=\"flush\",quantile=\"0.99\"} 2
-lamina_request_seconds{volume=\"db\",op=\"read\",quantile=\"0.99\"} x
+# HELP lamina_request_duration_seconds Latency.
+lamina_request_duration_seconds_bucket{volume=\"web\",op=\"read\",le=\"0.001\"} 100
+lamina_request_duration_seconds_bucket{volume=\"web\",op=\"read\",le=\"+Inf\"} 100
+lamina_request_duration_seconds_bucket{volume=\"web\",op=\"write\",le=\"0.001\"} 98
+lamina_request_duration_seconds_bucket{volume=\"web\",op=\"write\",le=\"0.003\"} 100
+lamina_request_duration_seconds_bucket{volume=\"web\",op=\"write\",le=\"+Inf\"} 100
+lamina_request_duration_seconds_bucket{volume=\"web\",op=\"flush\",le=\"4\"} 0
+lamina_request_duration_seconds_bucket{volume=\"web\",op=\"flush\",le=\"+Inf\"} 9
+lamina_request_duration_seconds_bucket{volume=\"db\",op=\"read\",le=\"0.001\"} x
+lamina_request_duration_seconds_bucket{volume=\"slow\",op=\"read\",le=\"4\"} 1
+lamina_request_duration_seconds_bucket{volume=\"slow\",op=\"read\",le=\"+Inf\"} 2
+lamina_request_duration_seconds_bucket{volume=\"idle\",op=\"read\",le=\"+Inf\"} 0
+lamina_request_duration_seconds_count{volume=\"web\",op=\"read\"} 100
 lamina_requests_total{volume=\"web\",op=\"read\"} 7\n";
-        assert_eq!(latencies(metrics).into_iter().collect::<Vec<_>>(), [("web".to_owned(), 0.001024)]);
+        // 98 of 100 writes took at most 1 ms and the other two at most 3 ms: the 99th is in the middle of those.
+        assert_eq!(latencies(metrics).into_iter().collect::<Vec<_>>(), [("slow".to_owned(), 4.0), ("web".to_owned(), 0.002)]);
     }
 }

@@ -127,15 +127,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<Told>> {
         Noun::Vm { verb: VmVerb::Render { from: Some(from), hypervisor, .. } } => {
             return Ok(vm::render_file(from, *hypervisor, &printer)?);
         }
-        // Tells what a daemon that is down leaves to be seen.
-        Noun::SupportBundle(bundle) => {
-            let bundled = support_bundle::run(bundle, &arguments.connection.place(), &mut std::io::stdout().lock());
-            return Ok(bundled.map_err(Failure::from)?);
-        }
         _ => {}
     }
     let limit = timeout.map(|span| Duration::from_secs(span.0));
     let endpoint = arguments.connection.endpoint().map_err(Failure::from)?;
+    // About this machine, and needs no daemon either.
+    if let Noun::SupportBundle(wanted) = &arguments.noun {
+        return Ok(support_bundle::run(wanted, &arguments.connection, &endpoint).map_err(Failure::from)?);
+    }
     let session = Session { client: Client::new(endpoint, limit), printer, patience: Patience { wait: !no_wait, limit } };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::from)?;
     runtime.block_on(async {

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::endpoint::{Connection, Endpoint};
 use crate::local_call;
 use crate::redaction::{Redaction, is_secret};
 
@@ -95,11 +96,10 @@ pub(crate) struct SupportBundle {
 
 /// Where the daemon is.
 #[derive(Debug)]
-pub(crate) struct Place {
-    /// Its socket.
-    pub(crate) socket: PathBuf,
-    /// Its state, if it was said.
-    pub(crate) state: Option<PathBuf>,
+struct Place {
+    socket: PathBuf,
+    /// If it was said.
+    state: Option<PathBuf>,
 }
 
 /// Why there is no bundle.
@@ -114,6 +114,9 @@ pub(crate) enum BundleError {
         #[source]
         cause: io::Error,
     },
+    /// It is about another machine.
+    #[error("a bundle is made on the appliance itself, not over the network")]
+    Elsewhere,
     /// `tar` cannot be run.
     #[error("tar cannot be run")]
     Tar(#[source] io::Error),
@@ -146,7 +149,9 @@ struct Bundle {
 }
 
 /// Makes a bundle and says where it is, and what is missing.
-pub(crate) fn run(arguments: &SupportBundle, place: &Place, out: &mut dyn Write) -> Result<(), BundleError> {
+pub(crate) fn run(arguments: &SupportBundle, connection: &Connection, endpoint: &Endpoint) -> Result<(), BundleError> {
+    let Endpoint::Local(socket) = endpoint else { return Err(BundleError::Elsewhere) };
+    let place = &Place { socket: socket.clone(), state: connection.state_dir.clone() };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let created = rfc3339(Timestamp(now.as_millis() as u64));
     let stamp: String = created.chars().take(19).filter(char::is_ascii_alphanumeric).collect();
@@ -161,7 +166,8 @@ pub(crate) fn run(arguments: &SupportBundle, place: &Place, out: &mut dyn Write)
         Ok(bundle)
     });
     let bundle = made.inspect_err(|_| drop(fs::remove_file(&file)))?;
-    let mut said = || -> io::Result<()> {
+    let said = || -> io::Result<()> {
+        let mut out = io::stdout().lock();
         for missing in &bundle.missing {
             writeln!(out, "missing: {}: {}", missing.what, missing.why)?;
         }
