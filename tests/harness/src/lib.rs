@@ -12,6 +12,7 @@ mod error;
 mod guest;
 mod histogram;
 mod initramfs;
+mod interface;
 mod loopfs;
 mod metrics;
 mod oracle;
