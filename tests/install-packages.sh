@@ -5,6 +5,7 @@
 # bookworm-backports through a private source list and private package lists under `.assets/apt`.
 #   .assets/kernel/vmlinuz     Debian's cloud kernel, booted by the guests of the tests
 #   .assets/kernel/modules/    its modules (what the package has under `lib/modules/<version>`)
+#   .assets/promtool           Prometheus' own checker of rules, out of Debian's package; Prometheus itself is not installed
 #   .assets/schemathesis/      a Python environment with schemathesis, which tests the management interface
 # Environment: DEBIAN_MIRROR (default http://deb.debian.org/debian), LAMINA_ASSETS (default `.assets` beside Cargo.toml).
 set -eu
@@ -48,7 +49,10 @@ kernel_there=no
 schemathesis_there=no
 [ "$(cat "$assets/schemathesis/version" 2>/dev/null || true)" = $schemathesis ] && schemathesis_there=yes
 
-if [ -z "$missing" ] && [ -z "$newer" ] && [ $kernel_there = yes ] && [ $schemathesis_there = yes ]; then
+promtool_there=no
+[ -x "$assets/promtool" ] && promtool_there=yes
+
+if [ -z "$missing" ] && [ -z "$newer" ] && [ $kernel_there = yes ] && [ $schemathesis_there = yes ] && [ $promtool_there = yes ]; then
     exit 0
 fi
 
@@ -98,6 +102,15 @@ if [ $kernel_there = no ]; then
     mv "$work"/root/lib/modules/* "$assets/kernel/modules"
     # Last, since its presence says that the rest is complete.
     mv "$work"/root/boot/vmlinuz-* "$assets/kernel/vmlinuz"
+fi
+if [ $promtool_there = no ]; then
+    say "fetching promtool"
+    tools=$(mktemp -d "$assets/promtool.XXXXXX")
+    # shellcheck disable=SC2086
+    (cd "$tools" && apt-get $apt download prometheus >"$assets/apt/download.log" 2>&1) || { tail -n 20 "$assets/apt/download.log" >&2; fail "cannot download prometheus"; }
+    dpkg -x "$tools"/prometheus_*.deb "$tools/root"
+    mv "$tools/root/usr/bin/promtool" "$assets/promtool"
+    rm -rf "$tools"
 fi
 if [ $schemathesis_there = no ]; then
     say "installing schemathesis $schemathesis"

@@ -7,6 +7,25 @@ use lamina_engine::{NodeStatus, Unopened, VolumeState, VolumeStatus};
 
 use crate::watch::{Sight, Watch, Watched};
 
+/// All kinds there are; the interface, metrics and alerts name them so.
+pub(crate) const KINDS: [&str; 15] = [
+    "target-missing",
+    "target-suspect",
+    "target-full",
+    "drive-unused",
+    "repair-pending",
+    "objects-unreadable",
+    "document-damaged",
+    "journal-failed",
+    "journal-damaged",
+    "store-down",
+    "cache-failed",
+    "volume-halted",
+    "blocks-lost",
+    "volume-unopened",
+    "volume-unserved",
+];
+
 /// Everything that the list is made from.
 pub(crate) struct States<'a> {
     pub(crate) policy: Policy,
@@ -165,6 +184,7 @@ fn volumes(states: &States<'_>) -> Vec<Degradation> {
 }
 
 fn entry(what: &str, detail: String, risk: String) -> Degradation {
+    debug_assert!(KINDS.contains(&what), "{what} would be missing in the metrics");
     Degradation { what: what.to_owned(), detail, risk }
 }
 

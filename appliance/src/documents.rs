@@ -1,4 +1,4 @@
-//! Small things that must survive: tokens, jobs, kept answers, VMs, schedules. One file a document, under `meta/documents/<kind>/`.
+//! Small things that must survive: tokens, jobs, kept answers, VMs, schedules and what these have done. One file a document, under `meta/documents/<kind>/`.
 //!
 //! A file is a line of JSON (magic, format, kind, name, version, length, CRC-32C of all of it) and the body, JSON too. It is written whole:
 //! `<name>.new`, fsync, rename to `<name>.json`, fsync of the directory; only then the caller hears of it. A crash leaves the old or the new
@@ -40,10 +40,12 @@ pub(crate) enum Kind {
     Vm,
     /// A schedule.
     Schedule,
+    /// What a schedule has done, by the schedule's name.
+    ScheduleRuns,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Token, Self::Answer, Self::Job, Self::Vm, Self::Schedule];
+    const ALL: [Self; 6] = [Self::Token, Self::Answer, Self::Job, Self::Vm, Self::Schedule, Self::ScheduleRuns];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -52,6 +54,7 @@ impl Kind {
             Self::Job => "job",
             Self::Vm => "vm",
             Self::Schedule => "schedule",
+            Self::ScheduleRuns => "schedule-runs",
         }
     }
 }

@@ -104,6 +104,7 @@ struct Entry {
 pub(crate) struct Jobs {
     entries: Mutex<BTreeMap<JobId, Entry>>,
     next: AtomicU64,
+    failed: AtomicU64,
     turns: Arc<Semaphore>,
     documents: Arc<Documents>,
     clock: Arc<dyn Clock>,
@@ -133,7 +134,15 @@ impl Jobs {
         // A forgotten job's number is not given again: no daemon begins a job a millisecond for long.
         let next = entries.last_key_value().map_or(0, |(id, _)| id.0 + 1).max(clock.wall().0);
         let turns = Arc::new(Semaphore::new(MAX_RUNNING));
-        Self { entries: Mutex::new(entries), next: AtomicU64::new(next), turns, documents, clock, runtime }
+        Self {
+            entries: Mutex::new(entries),
+            next: AtomicU64::new(next),
+            failed: AtomicU64::new(0),
+            turns,
+            documents,
+            clock,
+            runtime,
+        }
     }
 
     /// Begins a job. Its work ends early by giving back [`JobProgress::check`]'s problem; what it noted as made is its result then.
@@ -232,7 +241,10 @@ impl Jobs {
                 job.result = (made != JobResult::default()).then_some(made);
                 match progress.check() {
                     Err(_) => job.state = JobState::Cancelled,
-                    Ok(()) => (job.state, job.problem) = (JobState::Failed, Some(problem)),
+                    Ok(()) => {
+                        self.failed.fetch_add(1, Ordering::Relaxed);
+                        (job.state, job.problem) = (JobState::Failed, Some(problem));
+                    }
                 }
             }
         }
@@ -265,6 +277,17 @@ impl Jobs {
         // Keys that grow as numbers fall.
         let Paged { entries, next } = page.cut(wanted, |(id, _)| JobId(u64::MAX - id.0).to_string());
         JobList { jobs: entries.into_iter().map(|(_, job)| job).collect(), next }
+    }
+
+    /// How many are in each state, ended ones as long as they are remembered.
+    pub(crate) fn counts(&self) -> [(JobState, u64); JobState::ALL.len()] {
+        let entries = self.entries.lock();
+        JobState::ALL.map(|state| (state, entries.values().filter(|entry| entry.job.state == state).count() as u64))
+    }
+
+    /// How many failed since the daemon's start.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// One job.

@@ -10,25 +10,32 @@ mod clock;
 mod config;
 mod degraded;
 mod detached;
-#[cfg_attr(not(test), expect(dead_code, reason = "VMs and schedules are not connected yet"))]
 mod documents;
 mod drives;
 mod exposition;
 mod jobs;
 mod logging;
+mod machines;
+mod metrics_page;
 mod notify;
 mod records;
 mod relations;
+mod reserved;
+mod schedule_runs;
+mod schedules;
 mod served;
 mod settings;
 mod snapshots;
 mod state_dir;
 mod telemetry;
 mod tokens;
-mod unconnected;
 mod upkeep;
 mod view;
+mod vm_clones;
+mod vm_sets;
+mod vms;
 mod volume_data;
+mod volume_metrics;
 mod watch;
 mod wiring;
 
@@ -49,6 +56,7 @@ use crate::args::Arguments;
 use crate::detached::Detached;
 use crate::notify::Notifier;
 use crate::records::Records;
+use crate::schedule_runs::Runs;
 use crate::served::{Kept, Served};
 use crate::settings::{Settings, SettingsError};
 use crate::state_dir::{StateDir, StateError};
@@ -230,8 +238,17 @@ fn serve(
     let mut tasks = vec![runtime.spawn(telemetry::run(Arc::clone(&served), Arc::clone(&notifier)))];
     tasks.push(runtime.spawn(upkeep::run(Arc::clone(&served))));
     tasks.push(runtime.spawn(upkeep::reopen(Arc::clone(&served))));
+    tasks.push(runtime.spawn(Arc::clone(&served.machines).thaw_left()));
+    let runs = Runs::new(Arc::clone(&served.machines));
+    let following = Arc::clone(&runs).run(
+        served.records.schedules.scheduler(),
+        Arc::clone(&served.records.documents),
+        Arc::clone(served.clock()),
+    );
+    tasks.push(runtime.spawn(following));
     let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
     let interface = Interface::new(Arc::clone(&appliance), Some(runtimes.calls.handle().clone()));
+    served.counted_by(interface.counts());
     if let Some(metrics) = metrics {
         tasks.push(runtimes.interface.spawn(logged("metrics", metrics.serve(routes::metrics_router(appliance)))));
     }
@@ -255,6 +272,7 @@ fn serve(
             // Its end, so that the socket's file is gone.
             let _ = task.await;
         }
+        runs.end().await;
     });
     end(runtime, &served);
     Ok(())

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use crate::audit_log::AuditLog;
 use crate::documents::{Documents, Expected, Kind};
 use crate::jobs::Jobs;
+use crate::schedules::Schedules;
 use crate::served::Served;
 use crate::state_dir::StateDir;
 use crate::tokens::Tokens;
@@ -26,6 +27,7 @@ use crate::tokens::Tokens;
 pub(crate) struct Records {
     pub(crate) documents: Arc<Documents>,
     pub(crate) jobs: Arc<Jobs>,
+    pub(crate) schedules: Schedules,
     tokens: Tokens,
     audit: AuditLog,
 }
@@ -37,6 +39,7 @@ impl Records {
         Ok(Self {
             jobs: Arc::new(Jobs::open(Arc::clone(&documents), Arc::clone(clock), runtime)),
             tokens: Tokens::open(&documents),
+            schedules: Schedules::open(&documents),
             audit: AuditLog::open(state.audit())?,
             documents,
         })

@@ -147,6 +147,12 @@ impl MinuteOfHour {
     pub fn new(minute: u8) -> Result<Self, RecurrenceError> {
         if minute < 60 { Ok(Self(minute)) } else { Err(RecurrenceError::Minute { minute }) }
     }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
 }
 
 impl MinuteStep {
@@ -160,6 +166,12 @@ impl MinuteStep {
             Ok(step) if step > 0 && DAY.is_multiple_of(minutes) => Ok(Self(step)),
             _ => Err(refused),
         }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
     }
 }
 

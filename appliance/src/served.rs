@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use lamina_api::appliance::{Overview, Volumes};
+use lamina_api::call_counts::CallCounts;
 use lamina_api::label::Labels;
 use lamina_api::listener::MAX_SOCKET_PATH;
 use lamina_api::page::{Page, Paged};
@@ -26,13 +27,15 @@ use lamina_contract::{
 use lamina_distributor::Distributor;
 use lamina_engine::{EngineError, HeldCounters, Limits, Node, Paced, Pacer, VolumeStatus};
 use lamina_vhost_blk::{CounterSnapshot, Drained, Server, ServerError, ServerOptions};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::runtime::Handle;
 
 use crate::degraded::{self, States};
 use crate::detached::Detached;
+use crate::machines::Machines;
 use crate::records::Records;
 use crate::relations::Relations;
+use crate::reserved;
 use crate::settings::Settings;
 use crate::upkeep::Repairs;
 use crate::view;
@@ -61,6 +64,7 @@ pub(crate) struct Served {
     pub(crate) transitions: Transitions,
     pub(crate) repairs: Repairs,
     pub(crate) records: Records,
+    pub(crate) machines: Arc<Machines>,
     pub(crate) pacer: Pacer,
     clock: Arc<dyn Clock>,
     coordination: Arc<EmbeddedCoordination>,
@@ -70,7 +74,9 @@ pub(crate) struct Served {
     /// Held during each change, so that they go one at a time.
     detached: Mutex<Detached>,
     began: Instant,
+    started: Timestamp,
     recovery: Duration,
+    calls: OnceLock<Arc<CallCounts>>,
     this: OnceLock<Weak<Self>>,
 }
 
@@ -92,7 +98,10 @@ impl Front {
 impl Served {
     /// Takes the parts over; serves nothing yet.
     pub(crate) fn new(parts: Parts, settings: Settings, vhost: PathBuf, kept: Kept, runtime: Handle) -> Self {
+        let machines = Machines::new(Arc::clone(&parts.node), Arc::clone(&kept.records.documents), runtime.clone());
+        let started = parts.clock.wall();
         Self {
+            machines: Arc::new(machines),
             node: parts.node,
             store: parts.store,
             watch: parts.watch,
@@ -108,7 +117,9 @@ impl Served {
             fronts: RwLock::default(),
             detached: Mutex::new(kept.detached),
             began: Instant::now(),
+            started,
             recovery: Duration::ZERO,
+            calls: OnceLock::new(),
             this: OnceLock::new(),
         }
     }
@@ -129,8 +140,18 @@ impl Served {
         self.runtime.block_on(future)
     }
 
-    pub(crate) fn clock(&self) -> &dyn Clock {
-        &*self.clock
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Changes go one at a time: to volumes, their sockets, and what is a disk of which VM.
+    pub(crate) fn changes(&self) -> MutexGuard<'_, Detached> {
+        self.detached.lock()
+    }
+
+    /// Every volume as it is registered.
+    pub(crate) fn records(&self) -> Result<Vec<VolumeRecord>, Problem> {
+        self.coordination.list().map_err(|error| of_coordination(&error))
     }
 
     /// Who is whose clone, at this moment.
@@ -185,6 +206,18 @@ impl Served {
     pub(crate) fn ready(&mut self, recovery: Duration) {
         self.recovery = recovery;
         self.began = Instant::now();
+        self.started = self.clock.wall();
+    }
+
+    /// Notes where the interface counts its requests.
+    pub(crate) fn counted_by(&self, calls: Arc<CallCounts>) {
+        // The first one stays: there is one interface.
+        let _ = self.calls.set(calls);
+    }
+
+    /// What the interface counts, once it is there.
+    pub(crate) fn calls(&self) -> Option<&CallCounts> {
+        self.calls.get().map(Arc::as_ref)
     }
 
     /// Stops all front ends at once and waits for them.
@@ -203,6 +236,11 @@ impl Served {
     /// How long the daemon has been ready.
     pub(crate) fn uptime(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// When it was ready.
+    pub(crate) fn started(&self) -> Timestamp {
+        self.started
     }
 
     /// How long its start took.
@@ -279,7 +317,7 @@ impl Served {
     }
 
     /// Makes the volume's socket, unless it is there.
-    fn serve(&self, id: VolumeId, name: &VolumeName) -> Result<(), Problem> {
+    pub(crate) fn serve(&self, id: VolumeId, name: &VolumeName) -> Result<(), Problem> {
         if self.fronts.read().contains_key(&id) {
             return Ok(());
         }
@@ -316,7 +354,7 @@ impl Served {
     }
 
     /// Removes the volume's socket, if it has one.
-    fn unserve(&self, id: VolumeId, name: &VolumeName) {
+    pub(crate) fn unserve(&self, id: VolumeId, name: &VolumeName) {
         let front = self.fronts.write().remove(&id);
         if let Some(front) = front {
             if let Drained::Unanswered(left) = front.stop() {
@@ -349,6 +387,26 @@ impl Served {
         if !all.is_empty() && !with_snapshots {
             let detail = format!("volume '{name}' has {} snapshot{}: {}", all.len(), plural(all.len()), few(&all));
             return Err(Problem::new(ProblemKind::Conflict, detail).advise("delete them first, or say that they go with it"));
+        }
+        Ok(())
+    }
+}
+
+impl Served {
+    /// Deletes a volume that was found to be free for it, with its socket.
+    pub(crate) fn delete_now(&self, detached: &mut Detached, id: VolumeId, name: &VolumeName) -> Result<(), Problem> {
+        self.unserve(id, name);
+        if let Err(error) = self.runtime.block_on(self.node.delete(id)) {
+            if !detached.contains(id)
+                && let Err(problem) = self.serve(id, name)
+            {
+                tracing::warn!(volume = %name, %problem, "not served again after a deletion that failed");
+            }
+            return Err(of_engine(&error));
+        }
+        if let Err(error) = detached.remove(id) {
+            // An identity is never used again: the entry costs 19 bytes.
+            tracing::debug!(volume = %name, %error, "the list of detached volumes keeps a deleted one");
         }
         Ok(())
     }
@@ -394,7 +452,8 @@ impl Volumes for Served {
         let name = spec.name.clone();
         self.check_socket(&name)?;
         let changes = self.detached.lock();
-        let volume = self.runtime.block_on(self.node.create_with(spec, settings_in(request))).map_err(|error| of_engine(&error))?;
+        let volume =
+            self.runtime.block_on(self.node.create_with(spec, settings_in(request)?)).map_err(|error| of_engine(&error))?;
         self.serve(volume.id(), &name).map_err(|problem| {
             let detail = format!("volume '{name}' was made but is not served: {}", problem.detail);
             Problem::new(problem.kind, detail).advise(format!("`lamina volume attach {name}` tries again"))
@@ -409,7 +468,7 @@ impl Volumes for Served {
         let id = volume.id();
         let mut settings = (*volume.settings()).clone();
         if let Some(labels) = &change.labels {
-            settings.labels = labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+            settings.labels = reserved::replaced(&settings.labels, labels)?;
         }
         if let Some(changes) = change.settings {
             settings = with_settings(changes.applied_to(view::settings_of(&settings)), settings);
@@ -438,21 +497,9 @@ impl Volumes for Served {
         let mut detached = self.detached.lock();
         let record = self.find(name)?;
         self.refuse_connected(record.id, name)?;
+        self.machines.refuse_disks([name.as_str()], None)?;
         self.refuse_needed(&record, snapshots)?;
-        self.unserve(record.id, name);
-        if let Err(error) = self.runtime.block_on(self.node.delete(record.id)) {
-            if !detached.contains(record.id)
-                && let Err(problem) = self.serve(record.id, name)
-            {
-                tracing::warn!(volume = %name, %problem, "not served again after a deletion that failed");
-            }
-            return Err(of_engine(&error));
-        }
-        if let Err(error) = detached.remove(record.id) {
-            // An identity is never used again: the entry costs 19 bytes.
-            tracing::debug!(volume = %name, %error, "the list of detached volumes keeps a deleted one");
-        }
-        Ok(())
+        self.delete_now(&mut detached, record.id, name)
     }
 
     fn attach(&self, name: &VolumeName) -> Result<Volume, Problem> {
@@ -502,9 +549,9 @@ pub(crate) fn labels_of(labels: &lamina_contract::Labels) -> Labels {
     Labels::try_from(labels.clone()).unwrap_or_default()
 }
 
-fn settings_in(request: &CreateVolume) -> VolumeSettings {
-    let labels = request.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-    with_settings(request.settings, VolumeSettings { labels, ..VolumeSettings::default() })
+fn settings_in(request: &CreateVolume) -> Result<VolumeSettings, Problem> {
+    let labels = reserved::checked(&request.labels)?;
+    Ok(with_settings(request.settings, VolumeSettings { labels, ..VolumeSettings::default() }))
 }
 
 /// `before` with what the interface says; 0 is no limit.
@@ -583,6 +630,6 @@ fn of_server(error: &ServerError) -> Problem {
     Problem::caused(kind, error)
 }
 
-fn unkept(error: &std::io::Error) -> Problem {
+pub(crate) fn unkept(error: &std::io::Error) -> Problem {
     Problem::new(ProblemKind::Internal, format!("the list of detached volumes could not be written: {error}"))
 }

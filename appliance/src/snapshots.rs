@@ -16,24 +16,25 @@ use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::snapshot::{
     ChangeSnapshot, CreateClones, CreateSnapshot, Rollback, RolledBack, Snapshot, SnapshotList, SnapshotState,
 };
-use lamina_contract::{Labels, SnapshotName, Timestamp, VolumeId, VolumeName, VolumeSettings};
+use lamina_contract::{SnapshotName, Timestamp, VolumeId, VolumeName, VolumeSettings};
 use lamina_engine::{CloneSpec, SnapshotChange, SnapshotSpec, Volume};
 
 use crate::jobs::{JobOrder, JobProgress};
+use crate::reserved;
 use crate::served::{Served, labels_of, of_engine, of_unit};
 
 /// Clones that appear together.
 const TOGETHER: usize = 50;
 
 /// What a clone or a rollback begins from.
-enum From {
+pub(crate) enum From {
     Snapshot(SnapshotName),
     Moment(Timestamp),
     Now,
 }
 
 impl From {
-    fn of(snapshot: Option<&str>, at: Option<&str>) -> Result<Self, Problem> {
+    pub(crate) fn of(snapshot: Option<&str>, at: Option<&str>) -> Result<Self, Problem> {
         match (snapshot, at) {
             (Some(_), Some(_)) => {
                 Err(Problem::new(ProblemKind::InvalidRequest, "either a snapshot or a moment can be gone from, not both"))
@@ -97,7 +98,7 @@ impl Served {
     }
 
     /// The snapshot that something begins as; one is made unless it is there.
-    async fn beginning(&self, volume: &Arc<Volume>, from: From) -> Result<lamina_engine::Snapshot, Problem> {
+    pub(crate) async fn beginning(&self, volume: &Arc<Volume>, from: From) -> Result<lamina_engine::Snapshot, Problem> {
         let engine = |error| of_engine(&error);
         let automatic = |name| SnapshotSpec { automatic: true, ..SnapshotSpec::named(name) };
         match from {
@@ -110,6 +111,12 @@ impl Served {
                 self.node.snapshot_at(volume.id(), at, &spec).await.map_err(engine)
             }
             From::Now => {
+                // Clones of a template all begin as one snapshot.
+                if let Some(unchanged) =
+                    volume.unchanged_snapshot().filter(|snapshot| snapshot.note.size_bytes == volume.size_bytes())
+                {
+                    return Ok(unchanged);
+                }
                 let spec = automatic(self.dated_name("clone", self.clock().wall())?);
                 let mut taken = self.node.snapshot(&[(volume.id(), spec)]).await.map_err(engine)?;
                 taken.pop().ok_or_else(|| Problem::new(ProblemKind::Internal, "no snapshot was taken"))
@@ -135,7 +142,7 @@ impl Served {
     ) -> Result<JobResult, Problem> {
         progress.phase("finding where to begin");
         let beginning = self.beginning(&parent, from).await?;
-        let labels: Labels = request.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let labels = reserved::checked(&request.labels)?;
         let settings = VolumeSettings { labels, ..VolumeSettings::default() };
         progress.phase("cloning");
         for names in request.names.chunks(TOGETHER) {
@@ -179,7 +186,7 @@ impl Snapshots for Served {
         let volume = self.open_volume(volume)?;
         let spec = SnapshotSpec {
             name: SnapshotName::new(&request.name).map_err(|error| of_unit(&error))?,
-            labels: request.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            labels: reserved::checked(&request.labels)?,
             description: request.description.clone(),
             pinned: request.pinned,
             automatic: false,
@@ -193,7 +200,7 @@ impl Snapshots for Served {
         let volume = self.open_volume(volume)?;
         let found = self.find_snapshot(&volume, &name_of(snapshot)?)?;
         let change = SnapshotChange {
-            labels: change.labels.as_ref().map(|l| l.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()),
+            labels: change.labels.as_ref().map(|labels| reserved::replaced(&found.note.labels, labels)).transpose()?,
             description: change.description.clone(),
             pinned: change.pinned,
         };
@@ -237,6 +244,7 @@ impl Snapshots for Served {
     fn clone_volume(&self, volume: &VolumeName, request: &CreateClones) -> Result<Job, Problem> {
         let from = From::of(request.snapshot.as_deref(), request.at.as_deref())?;
         let parent = self.open_volume(volume)?;
+        reserved::checked(&request.labels)?;
         if let From::Snapshot(name) = &from {
             self.find_snapshot(&parent, name)?;
         }

@@ -6,10 +6,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use lamina_contract::{Latencies, LatencyHistogram};
 use parking_lot::Mutex;
-
-/// Buckets of [`LatencyHistogram`]: the last one begins at 2^35 ns, 34 s.
-pub const LATENCY_BUCKETS: usize = 36;
 
 /// The operations that are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,28 +27,6 @@ pub enum OpKind {
 }
 
 const KINDS: usize = 6;
-
-/// How often an answer took how long: bucket `i` counts answers of less than 2^i ns (and at least half of that).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LatencyHistogram(pub [u64; LATENCY_BUCKETS]);
-
-impl LatencyHistogram {
-    /// The upper end of the bucket in which the quantile `q` (0 to 1) lies; `None` when nothing was counted.
-    #[must_use]
-    pub fn quantile(&self, q: f64) -> Option<Duration> {
-        let total: u64 = self.0.iter().sum();
-        if total == 0 {
-            return None;
-        }
-        let wanted = (total as f64 * q.clamp(0.0, 1.0)).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        let bucket = self.0.iter().position(|count| {
-            seen += count;
-            seen >= wanted
-        })?;
-        Some(Duration::from_nanos(1 << bucket))
-    }
-}
 
 /// The counts of one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,10 +80,10 @@ pub struct CounterSnapshot {
 
 #[derive(Debug)]
 struct Op {
-    requests: AtomicU64,
     bytes: AtomicU64,
     errors: AtomicU64,
-    latency: [AtomicU64; LATENCY_BUCKETS],
+    /// Its count is the number of requests: an answer costs three additions.
+    latency: Latencies,
 }
 
 /// One queue's counts. Aligned so that two queues' threads do not share cache lines.
@@ -136,28 +112,18 @@ pub(crate) struct Counters {
 
 impl QueueCounters {
     fn new() -> Self {
-        let op = |_| Op {
-            requests: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-            latency: [const { AtomicU64::new(0) }; LATENCY_BUCKETS],
-        };
+        let op = |_| Op { bytes: AtomicU64::new(0), errors: AtomicU64::new(0), latency: Latencies::new() };
         Self { ops: [0; KINDS].map(op), signals: AtomicU64::new(0), kicks: AtomicU64::new(0) }
     }
 
     pub(crate) fn answered(&self, kind: OpKind, bytes: u32, ok: bool, took: Duration) {
         let Some(op) = self.ops.get(kind as usize) else { return };
-        op.requests.fetch_add(1, Ordering::Relaxed);
         if ok {
             op.bytes.fetch_add(u64::from(bytes), Ordering::Relaxed);
         } else {
             op.errors.fetch_add(1, Ordering::Relaxed);
         }
-        let nanos = took.as_nanos() as u64;
-        let bucket = (u64::BITS - nanos.leading_zeros()) as usize;
-        if let Some(count) = op.latency.get(bucket.min(LATENCY_BUCKETS - 1)) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        op.latency.count(took);
     }
 
     pub(crate) fn signalled(&self) {
@@ -223,15 +189,13 @@ impl Counters {
     }
 
     fn op(&self, kind: OpKind) -> OpCounters {
-        let mut sum = OpCounters { requests: 0, bytes: 0, errors: 0, latency: LatencyHistogram([0; LATENCY_BUCKETS]) };
+        let mut sum = OpCounters { requests: 0, bytes: 0, errors: 0, latency: LatencyHistogram::default() };
         for op in self.queues.iter().filter_map(|q| q.ops.get(kind as usize)) {
-            sum.requests += op.requests.load(Ordering::Relaxed);
             sum.bytes += op.bytes.load(Ordering::Relaxed);
             sum.errors += op.errors.load(Ordering::Relaxed);
-            for (total, count) in sum.latency.0.iter_mut().zip(&op.latency) {
-                *total += count.load(Ordering::Relaxed);
-            }
+            sum.latency.merge(&op.latency.read());
         }
+        sum.requests = sum.latency.count();
         sum
     }
 }

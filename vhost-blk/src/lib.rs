@@ -33,7 +33,7 @@ mod stopping;
 mod transfer;
 mod worker;
 
-pub use counters::{CounterSnapshot, LATENCY_BUCKETS, LatencyHistogram, OpCounters, OpKind};
+pub use counters::{CounterSnapshot, OpCounters, OpKind};
 pub use options::{ServerError, ServerOptions};
 pub use ram::{NullDisk, RamDisk};
 pub use request::{MAX_DATA_BYTES, MAX_RANGE_SECTORS};

@@ -9,7 +9,8 @@ use crate::instant::parse_rfc3339;
 use crate::name::{Name, volume_name};
 use crate::problem::{Problem, ProblemKind};
 use crate::schedule::{
-    ChangeSchedule, CreateSchedule, Every, Keep, MAX_KEEP, MAX_MINUTES, MAX_TARGETS, ScheduleTargets, ScheduleTime,
+    ChangeSchedule, CreateSchedule, Every, Keep, MAX_KEEP, MAX_MINUTES, MAX_SCHEDULE_NAME, MAX_TARGETS, ScheduleTargets,
+    ScheduleTime,
 };
 use crate::snapshot::{ChangeSnapshot, CreateClones, CreateSnapshot, MAX_CLONES, MAX_DESCRIPTION, Rollback};
 use crate::token::{CreateToken, MAX_LIFE_SECONDS};
@@ -233,6 +234,11 @@ impl Checked for CreateVmSnapshot {
 impl Checked for CreateSchedule {
     fn check(&self) -> Result<(), Problem> {
         Name::new(&self.name)?;
+        if self.name.len() > MAX_SCHEDULE_NAME {
+            return Err(invalid(format!(
+                "a schedule's name has up to {MAX_SCHEDULE_NAME} characters: a time follows it in snapshots' names"
+            )));
+        }
         self.targets.check()?;
         self.every.check()?;
         self.at.as_deref().map_or(Ok(()), |at| at.parse::<ScheduleTime>().map(|_| ()))?;
@@ -262,7 +268,10 @@ impl Checked for ScheduleTargets {
 impl Checked for Every {
     fn check(&self) -> Result<(), Problem> {
         match self {
-            Self::Minutes(minutes) => within("minutes", (*minutes).into(), 1..=MAX_MINUTES.into()),
+            Self::Minutes(minutes) if *minutes > 0 && MAX_MINUTES.is_multiple_of(*minutes) => Ok(()),
+            Self::Minutes(_) => {
+                Err(invalid("minutes divide a day of 1440: 1, 5, 10, 15, 20, 30, 60, 120, 240, 360, 480, 720 and others"))
+            }
             Self::Hourly | Self::Daily | Self::Weekly => Ok(()),
         }
     }

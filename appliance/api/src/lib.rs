@@ -27,6 +27,8 @@ pub mod appliance;
 #[cfg(feature = "server")]
 mod call;
 #[cfg(feature = "server")]
+pub mod call_counts;
+#[cfg(feature = "server")]
 pub mod caller;
 #[cfg(feature = "server")]
 mod checked;

@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use crate::appliance::Appliance;
 use crate::audit::AuditLine;
 use crate::call::{Answer, Call, parse_query};
+use crate::call_counts::{CallCounts, RouteIndex};
 use crate::caller::Caller;
 use crate::idempotency::{Answers, Keyed};
 use crate::instant::rfc3339;
@@ -42,6 +43,8 @@ const CALL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks at a job that somebody waits for.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// The first such pause; the next ones double. Most jobs that somebody waits for end soon.
+const FIRST_LOOK: Duration = Duration::from_millis(4);
 
 /// Callers that wait for jobs at a time; they hold nothing but their connection.
 const MAX_WAITING: usize = 64;
@@ -83,6 +86,7 @@ pub struct Interface {
     answers: Answers,
     locks: Vec<Arc<Mutex<()>>>,
     waiting: Arc<Semaphore>,
+    counts: Arc<CallCounts>,
 }
 
 /// What one listener's requests share.
@@ -123,7 +127,20 @@ impl Interface {
     pub fn new(appliance: Arc<dyn Appliance>, calls: Option<Handle>) -> Arc<Self> {
         let answers = Answers::new(Arc::clone(&appliance));
         let locks = (0..LOCKS).map(|_| Arc::default()).collect();
-        Arc::new(Self { appliance, calls, answers, locks, waiting: Arc::new(Semaphore::new(MAX_WAITING)) })
+        Arc::new(Self {
+            appliance,
+            calls,
+            answers,
+            locks,
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            counts: Arc::new(CallCounts::new()),
+        })
+    }
+
+    /// What its requests came to.
+    #[must_use]
+    pub fn counts(&self) -> Arc<CallCounts> {
+        Arc::clone(&self.counts)
     }
 
     /// Runs a blocking call on a thread for that. A panic in it is the caller's 500 and nobody else's trouble.
@@ -143,10 +160,14 @@ impl Interface {
             rates: Rates::new(limits.rate),
         });
         let mut router = Router::new();
-        for route in ROUTES {
-            let handler = async move |State(door): State<Arc<Door>>, parameters: Parameters, request: Request| match parameters {
-                Ok(parameters) => door.serve(route, &parameters, request).await,
-                Err(_) => Problem::new(ProblemKind::InvalidRequest, "the path is not percent-encoded UTF-8").into_response(),
+        for (index, route) in ROUTES.iter().enumerate() {
+            let handler = async move |State(door): State<Arc<Door>>, parameters: Parameters, request: Request| {
+                let mut response = match parameters {
+                    Ok(parameters) => door.serve(route, &parameters, request).await,
+                    Err(_) => Problem::new(ProblemKind::InvalidRequest, "the path is not percent-encoded UTF-8").into_response(),
+                };
+                response.extensions_mut().insert(RouteIndex(index));
+                response
             };
             router = router.route(route.path, MethodRouter::new().on(filter(route.method), handler));
         }
@@ -185,12 +206,15 @@ async fn no_method() -> Problem {
 
 /// What holds for every request, also for those that lead nowhere.
 async fn enter(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
+    let began = Instant::now();
     let id = RequestId(format!("{:016x}", rand::random::<u64>()));
     request.extensions_mut().insert(id.clone());
     let mut response = match door.admit(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
+    let route = response.extensions().get::<RouteIndex>().copied();
+    door.interface.counts.count(route, response.status().as_u16(), began.elapsed());
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id.0) {
         headers.insert("x-request-id", id);
@@ -264,6 +288,7 @@ impl Door {
             Arc::new(Call { appliance: Arc::clone(&self.interface.appliance), caller, parameters, query, body: Bytes::new() });
         let until = Instant::now() + Duration::from_secs(call.number("wait").unwrap_or(0));
         let mut waits = None;
+        let mut pause = FIRST_LOOK;
         loop {
             let slot = self.slot()?;
             let asked = Arc::clone(&call);
@@ -279,7 +304,8 @@ impl Door {
             if waits.is_none() {
                 waits = Some(Arc::clone(&self.interface.waiting).try_acquire_owned().map_err(|_| busy())?);
             }
-            tokio::time::sleep(LOOK_PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_PAUSE);
         }
     }
 

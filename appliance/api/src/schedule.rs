@@ -12,8 +12,10 @@ use crate::problem::{Problem, ProblemKind};
 pub const MAX_TARGETS: usize = 1000;
 /// Snapshots of one kind kept at most.
 pub const MAX_KEEP: u32 = 10_000;
-/// Minutes between runs at most: 31 days.
-pub const MAX_MINUTES: u32 = 44_640;
+/// Minutes of a day: a number of minutes between runs divides it, so that each day's runs are at the same times.
+pub const MAX_MINUTES: u32 = 1440;
+/// Characters of a schedule's name: with a time behind it, it names snapshots.
+pub const MAX_SCHEDULE_NAME: usize = 49;
 
 /// What a schedule takes snapshots of: everything that any of these names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -47,13 +49,13 @@ impl ScheduleTargets {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Every {
-    /// Each hour, at the minute of [`Schedule::at`].
+    /// Each hour, at the minute of [`Schedule::at`], whose hour is 00.
     Hourly,
-    /// Each day.
+    /// Each day, at [`Schedule::at`].
     Daily,
-    /// Each week.
+    /// Each week, at [`Schedule::at`], with a day.
     Weekly,
-    /// Each so many minutes, counted from midnight UTC of 1970-01-01: 1 to 44640.
+    /// From midnight UTC on, each so many minutes: 1 to 1440, dividing a day.
     Minutes(u32),
 }
 
@@ -118,14 +120,14 @@ pub struct Keep {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSchedule {
-    /// `[a-z0-9-]{1,63}`.
-    #[schema(pattern = "^[a-z0-9-]{1,63}$")]
+    /// `[a-z0-9-]{1,49}`: with a time behind it, it names snapshots.
+    #[schema(pattern = "^[a-z0-9-]{1,49}$")]
     pub name: String,
     /// Of what.
     pub targets: ScheduleTargets,
     /// How often.
     pub every: Every,
-    /// `02:30` or `mon 02:30`, UTC; the first possible moment when absent.
+    /// `02:30`, `mon 02:30` for weekly ones, `00:15` for hourly ones; UTC. The first possible moment when absent; always so with minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^((mon|tue|wed|thu|fri|sat|sun) )?([01][0-9]|2[0-3]):[0-5][0-9]$")]
     pub at: Option<String>,

@@ -31,7 +31,7 @@ impl Tagged for Vm {
 }
 
 impl Tagged for VmSnapshot {
-    const RESTLESS: &'static [&'static str] = &["state"];
+    const RESTLESS: &'static [&'static str] = &["state", "complete", "disks"];
 }
 
 impl Tagged for Schedule {

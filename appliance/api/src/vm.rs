@@ -215,6 +215,8 @@ pub struct VmSnapshot {
     pub automatic: bool,
     /// The guest's file systems were frozen meanwhile; else it is what a power cut would leave.
     pub frozen: bool,
+    /// All parts are there. One is missing when its volume or its snapshot was deleted by itself, or is not open.
+    pub complete: bool,
     /// Where its data is: stored when all disks are.
     pub state: SnapshotState,
     /// The disks' parts, in the order of the disks then.

@@ -1,14 +1,27 @@
-//! What can be typed. Values are parsed here, so that the rest never sees text.
+//! What can be typed. Values are parsed here and in the nouns' own files, so that the rest never sees text.
 
-use std::path::{Path, PathBuf};
+use clap::{Parser, Subcommand};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
-use lamina_contract::{BlockSize, ByteSize, ScoSize, VolumeName};
+use crate::completions::Shell;
+use crate::endpoint::Connection;
+use crate::export::ExportArguments;
+use crate::import::ImportArguments;
+use crate::job::JobVerb;
+use crate::printer::Output;
+use crate::schedule::ScheduleVerb;
+use crate::snapshot::SnapshotVerb;
+use crate::span::Span;
+use crate::target::TargetVerb;
+use crate::template::TemplateVerb;
+use crate::token::TokenVerb;
+use crate::tone::When;
+use crate::top::TopArguments;
+use crate::vm_verbs::VmVerb;
+use crate::volume_verbs::VolumeVerb;
 
-const SYSTEM_SOCKET: &str = "/run/lamina/lamina.sock";
+use crate::support_bundle::SupportBundle;
 
-/// Asks a Lamina appliance: volumes, targets, status.
+/// Asks a Lamina appliance: volumes, snapshots, VMs, status.
 #[derive(Debug, Parser)]
 #[command(
     name = "lamina",
@@ -19,61 +32,66 @@ const SYSTEM_SOCKET: &str = "/run/lamina/lamina.sock";
 Examples:
   lamina volume create web --size 10GiB
   lamina volume attach web --hypervisor qemu
+  lamina snapshot create web@before-upgrade
+  lamina volume clone golden --name 'desk-{n}' --count 100
   lamina --state-dir ./state volume list -o json
-  lamina status
+  lamina --server https://san-1.example:7443 --token-file ~/.lamina-token status
+
+Results go to stdout, everything else to stderr. A snapshot is written VOLUME@SNAPSHOT, or as two words.
 
 Exit codes:
-  0  done
-  1  it failed; the last line on stderr says why and what to do
-  2  the command line is wrong
-  3  no such volume
-  4  no daemon answers
-  5  the present state forbids it (name taken, volume in use)"
+  0    done
+  1    it failed; the last lines on stderr say why and what to do
+  2    the command line is wrong, or the daemon refuses a value
+  3    no such volume, snapshot, VM, schedule, job or token
+  4    no daemon answers
+  5    the present state forbids it (name taken, volume in use)
+  6    not authorised
+  7    not in time: a job is still running after --timeout, or the daemon does not answer
+  130  interrupted"
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) connection: Connection,
 
-    /// How to print results.
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
-    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) manner: Manner,
 
     #[command(subcommand)]
     pub(crate) noun: Noun,
 }
 
-/// Which daemon to ask.
-#[derive(Debug, Args)]
-pub(crate) struct Connection {
-    /// The daemon's state directory, when it was started with --state-dir.
-    #[arg(long, global = true, value_name = "DIR", conflicts_with = "socket")]
-    state_dir: Option<PathBuf>,
+/// How results are printed, and how long is waited.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "How it answers")]
+pub(crate) struct Manner {
+    /// How to print results.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
 
-    /// The daemon's local socket [default: /run/lamina/lamina.sock].
-    #[arg(long, global = true, value_name = "PATH", env = "LAMINA_SOCKET")]
-    socket: Option<PathBuf>,
-}
+    /// Leave out the headings of tables.
+    #[arg(long, global = true)]
+    pub(crate) no_headers: bool,
 
-impl Connection {
-    /// The socket that was meant.
-    pub(crate) fn socket(&self) -> PathBuf {
-        match (&self.state_dir, &self.socket) {
-            (Some(dir), _) => dir.join("run").join("lamina.sock"),
-            (None, Some(socket)) => socket.clone(),
-            (None, None) => Path::new(SYSTEM_SOCKET).to_owned(),
-        }
-    }
-}
+    /// Print names only, and neither notices nor progress.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
 
-/// How to print results.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// For people.
-    Table,
-    /// For programs: sizes in bytes.
-    Json,
-    /// The same as JSON, in YAML.
-    Yaml,
+    /// When to colour.
+    #[arg(long, global = true, value_enum, default_value_t = When::Auto)]
+    pub(crate) color: When,
+
+    /// Wait until jobs have ended; this is what happens anyway.
+    #[arg(long, global = true, overrides_with = "no_wait")]
+    pub(crate) wait: bool,
+
+    /// Do not wait for jobs: print them and end.
+    #[arg(long, global = true)]
+    pub(crate) no_wait: bool,
+
+    /// Wait so long at most, as 10m; then exit with 7.
+    #[arg(long, global = true, value_name = "TIME")]
+    pub(crate) timeout: Option<Span>,
 }
 
 /// What is asked about.
@@ -84,18 +102,68 @@ pub(crate) enum Noun {
 Examples:
   lamina volume create web --size 10GiB
   lamina volume list
-  lamina volume show web -o yaml")]
+  lamina volume show web -o yaml
+  lamina volume import debian-12.qcow2 web")]
     Volume {
         #[command(subcommand)]
         verb: VolumeVerb,
     },
-    /// Virtual machines.
+    /// Named cuts of volumes, to go back to or to begin as.
     #[command(after_long_help = "\
 Examples:
-  lamina vm render --from web.json --hypervisor libvirt | virsh define /dev/stdin")]
+  lamina snapshot create web@before-upgrade
+  lamina snapshot list web
+  lamina volume rollback web@before-upgrade")]
+    Snapshot {
+        #[command(subcommand)]
+        verb: SnapshotVerb,
+    },
+    /// What is made to be cloned.
+    #[command(after_long_help = "\
+Examples:
+  lamina template list
+  lamina volume template golden
+  lamina volume clone golden --name 'desk-{n}' --count 100")]
+    Template {
+        #[command(subcommand)]
+        verb: TemplateVerb,
+    },
+    /// Virtual machines: volumes that are treated as one.
+    #[command(after_long_help = "\
+Examples:
+  lamina vm create shop --cpus 2 --memory 4GiB --disk shop-root,boot=1 --nic bridge=br0
+  lamina vm snapshot shop@before-upgrade
+  lamina vm render shop --for libvirt | virsh define /dev/stdin")]
     Vm {
         #[command(subcommand)]
         verb: VmVerb,
+    },
+    /// Snapshots by the clock.
+    #[command(after_long_help = "\
+Examples:
+  lamina schedule create nightly --vm shop --every daily --at 02:30 --keep-daily 7
+  lamina schedule list")]
+    Schedule {
+        #[command(subcommand)]
+        verb: ScheduleVerb,
+    },
+    /// Work that takes long.
+    #[command(after_long_help = "\
+Examples:
+  lamina job list --state running
+  lamina job wait 2a")]
+    Job {
+        #[command(subcommand)]
+        verb: JobVerb,
+    },
+    /// Who may ask from elsewhere.
+    #[command(after_long_help = "\
+Examples:
+  lamina token create grafana --role viewer --expires 365d
+  lamina token list")]
+    Token {
+        #[command(subcommand)]
+        verb: TokenVerb,
     },
     /// The drives behind the store.
     #[command(after_long_help = "\
@@ -111,170 +179,54 @@ Examples:
   lamina status
   lamina status -o json | jq .health")]
     Status,
-    /// Prints a completion script for a shell.
+    /// Collects what is needed to find out what is wrong, without secrets and without guests' data.
     #[command(after_long_help = "\
 Examples:
-  lamina completions bash > /etc/bash_completion.d/lamina")]
+  lamina support-bundle
+  lamina support-bundle /tmp/for-support.tar.gz --anonymous
+  lamina --state-dir ./state support-bundle --log ./laminad.log
+
+It works without the daemon too, and says what is missing then. manifest.json in it lists what is there and what was left out.")]
+    SupportBundle(SupportBundle),
+    /// Who does what, live.
+    #[command(
+        long_about = "Shows who does what, live: each volume's requests, bytes, latency and what only the journal holds; health, journal, cache, \
+store and jobs. Rates are those between two looks; P99 is the latency that 99 of 100 requests kept since the daemon started, the worse of \
+reads and writes.\n\nKeys: q quits, s sorts by the next thing, space holds the view.",
+        after_long_help = "\
+Examples:
+  lamina top
+  lamina top --sort latency --interval 5s
+  lamina top --once
+  lamina top -o json | jq '.volumes[0]'"
+    )]
+    Top(TopArguments),
+    /// Who changed what, the newest first.
+    #[command(after_long_help = "\
+Examples:
+  lamina audit
+  lamina audit --limit 1000 -o json | jq '.[] | select(.status >= 400)'")]
+    Audit {
+        /// Lines at most, 1 to 1000.
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Makes a volume of a disk image: short for lamina volume import.
+    Import(ImportArguments),
+    /// Makes a disk image of a volume: short for lamina volume export.
+    Export(ExportArguments),
+    /// Prints a completion script for a shell.
+    #[command(
+        long_about = "Prints a script with which a shell completes commands, options, and the names of volumes, snapshots, VMs, schedules, \
+tokens and jobs, by asking the daemon. It belongs to this release: make it anew after an upgrade, or have the shell do so when it starts.",
+        after_long_help = "\
+Examples:
+  lamina completions bash > /etc/bash_completion.d/lamina
+  echo 'source <(lamina completions bash)' >> ~/.bashrc
+  lamina completions fish > ~/.config/fish/completions/lamina.fish"
+    )]
     Completions {
         /// Which shell.
         shell: Shell,
     },
-}
-
-/// What to do with volumes.
-#[derive(Debug, Subcommand)]
-pub(crate) enum VolumeVerb {
-    /// Makes a volume and attaches it: its socket is there when this returns.
-    #[command(after_long_help = "\
-Examples:
-  lamina volume create web --size 10GiB
-  lamina volume create db --size 1TiB --block-size 16KiB --sco-size 8MiB
-  lamina volume create web --size 10GiB -o json
-
-With -o json the answer holds at least name, size_bytes and socket.")]
-    Create {
-        /// Its name: 1 to 63 characters out of a-z, 0-9 and '-'.
-        #[arg(value_parser = VolumeName::new)]
-        name: VolumeName,
-        /// Capacity: a number of bytes, or with KiB, MiB, GiB, TiB.
-        #[arg(long)]
-        size: ByteSize,
-        /// Unit of mapping and deduplication, 4KiB to 64KiB; cannot be changed later [default: 4KiB].
-        #[arg(long, value_name = "SIZE", value_parser = block_size)]
-        block_size: Option<ByteSize>,
-        /// Size of the containers sent to the store, 1MiB to 16MiB; cannot be changed later [default: 4MiB].
-        #[arg(long, value_name = "SIZE", value_parser = sco_size)]
-        sco_size: Option<ByteSize>,
-        /// Refuse writes.
-        #[arg(long)]
-        read_only: bool,
-    },
-    /// Lists all volumes.
-    #[command(after_long_help = "\
-Examples:
-  lamina volume list
-  lamina volume list -o json | jq -r '.[].socket'")]
-    List,
-    /// Shows one volume with its counters.
-    #[command(after_long_help = "\
-Examples:
-  lamina volume show web")]
-    Show {
-        /// Its name.
-        #[arg(value_parser = VolumeName::new)]
-        name: VolumeName,
-    },
-    /// Serves a volume on its socket, now and after each restart of the daemon.
-    #[command(after_long_help = "\
-Examples:
-  lamina volume attach web
-  lamina volume attach web --hypervisor qemu --memory 4GiB
-  lamina volume attach web --hypervisor libvirt > web-disk.xml && virsh attach-device guest web-disk.xml
-
-With --hypervisor it prints what to give to the hypervisor, ready to paste. What the QEMU arguments mean:
-  memory-backend-memfd,share=on   the guest's memory must be shared, since the appliance reads and writes it in place
-  size=, -m                       both are the guest's memory; change them together (or with --memory)
-  reconnect-ms=500                QEMU (9.2 or later) comes back by itself when the daemon restarts
-  num-queues=                     one queue per virtual CPU is a good number (--queues)
-  disable-legacy=on               keeps firmware from driving the disk in the old virtio mode
-
-Cloud Hypervisor needs memory with shared=on; libvirt needs <memoryBacking> with memfd and shared access.")]
-    Attach {
-        /// Its name.
-        #[arg(value_parser = VolumeName::new)]
-        name: VolumeName,
-        /// Print what this hypervisor needs to use the volume.
-        #[arg(long, value_enum)]
-        hypervisor: Option<Hypervisor>,
-        /// The guest's memory, for what is printed.
-        #[arg(long, value_name = "SIZE", default_value = "2GiB", requires = "hypervisor")]
-        memory: ByteSize,
-        /// Queues between guest and appliance, for what is printed.
-        #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16), requires = "hypervisor")]
-        queues: u16,
-    },
-    /// Stops serving a volume and removes its socket. Its data stays.
-    #[command(after_long_help = "\
-Examples:
-  lamina volume detach web")]
-    Detach {
-        /// Its name.
-        #[arg(value_parser = VolumeName::new)]
-        name: VolumeName,
-    },
-    /// Deletes a volume and all its data. No guest may be using it.
-    #[command(after_long_help = "\
-Examples:
-  lamina volume delete web
-  lamina volume delete web --yes
-
-On a terminal the name must be typed again; in scripts say --yes.")]
-    Delete {
-        /// Its name.
-        #[arg(value_parser = VolumeName::new)]
-        name: VolumeName,
-        /// Do not ask.
-        #[arg(long)]
-        yes: bool,
-    },
-}
-
-/// What to do with virtual machines.
-#[derive(Debug, Subcommand)]
-pub(crate) enum VmVerb {
-    /// Writes a whole machine in a hypervisor's words: XML for libvirt, a script for the others. Asks no daemon.
-    #[command(after_long_help = "\
-Examples:
-  lamina vm render --from web.json --hypervisor qemu > web.sh && sh web.sh
-  lamina vm render --from web.json --hypervisor libvirt > web.xml && virsh define web.xml
-
-A machine is written as JSON:
-  { \"name\": \"web\", \"cpus\": 2, \"memory_bytes\": 2147483648, \"firmware\": \"bios\",
-    \"disks\": [ { \"volume\": \"web\", \"socket\": \"/run/lamina/vhost/web.sock\", \"boot_order\": 1 } ],
-    \"nics\": [ { \"bridge\": \"br0\", \"model\": \"virtio\" } ], \"guest_agent\": \"/run/lamina/agent/web.sock\" }
-
-UUID and MAC addresses follow from the name unless they are given, so a machine stays the same when it is rendered again. A card
-is on a \"bridge\" or, with libvirt, on a \"network\"; its model is virtio or e1000e. With firmware \"uefi\", QEMU's script takes
-OVMF from $OVMF and keeps the machine's variables in ./NAME-vars.fd, and Cloud Hypervisor's takes its firmware from $FIRMWARE.")]
-    Render {
-        /// The machine's description; '-' is standard input.
-        #[arg(long, value_name = "FILE")]
-        from: PathBuf,
-        /// For which hypervisor.
-        #[arg(long, value_enum)]
-        hypervisor: Hypervisor,
-    },
-}
-
-/// What to do with targets.
-#[derive(Debug, Subcommand)]
-pub(crate) enum TargetVerb {
-    /// Lists the members of the store and how they are.
-    #[command(after_long_help = "\
-Examples:
-  lamina target list
-  lamina target list -o json | jq '.targets[] | select(.state != \"up\")'")]
-    List,
-}
-
-/// Hypervisors whose arguments are known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[expect(clippy::enum_variant_names, reason = "its own name ends that way")]
-pub(crate) enum Hypervisor {
-    /// Arguments of qemu-system-*.
-    Qemu,
-    /// Arguments of cloud-hypervisor.
-    CloudHypervisor,
-    /// A disk element for a domain.
-    Libvirt,
-}
-
-fn block_size(text: &str) -> Result<ByteSize, lamina_contract::UnitError> {
-    let size: ByteSize = text.parse()?;
-    BlockSize::new(size.0).map(|_| size)
-}
-
-fn sco_size(text: &str) -> Result<ByteSize, lamina_contract::UnitError> {
-    let size: ByteSize = text.parse()?;
-    ScoSize::new(size.0).map(|_| size)
 }

@@ -2,8 +2,8 @@
 
 use lamina_contract::ByteSize;
 
-use crate::args::Hypervisor;
 use crate::shell::quoted;
+use crate::volume_verbs::Hypervisor;
 
 /// The disk and guest that the text is for.
 pub(crate) struct Disk<'a> {
@@ -78,7 +78,7 @@ mod tests {
     use lamina_contract::ByteSize;
 
     use super::{Disk, text};
-    use crate::args::Hypervisor;
+    use crate::volume_verbs::Hypervisor;
 
     const DISK: Disk<'_> = Disk { name: "web", socket: "/run/lamina/vhost/web.sock", memory: ByteSize(1 << 30), queues: 4 };
 

@@ -1,69 +1,169 @@
-//! `lamina`: the command that asks a running `laminad` over its local socket.
+//! `lamina`: the command that asks a running `laminad`, over its local socket or TLS.
 //!
-//! It keeps no state. What a failure means is in its exit code (`failure.rs`), what to do in its last line on stderr.
+//! It keeps no state but how far an import came. What a failure means is in its exit code (`failure.rs`), what to do in its last line on
+//! stderr. A noun has a file for what it does, and one for its verbs where those are many.
 
 mod args;
+mod audit;
+mod client;
 mod cloud_hypervisor;
+mod complete;
+mod completions;
 mod confirm;
+mod cut;
+mod deleted;
+mod endpoint;
+mod export;
 mod failure;
+mod follow;
 mod hypervisor;
 mod identity;
+mod image;
+mod import;
+mod import_state;
+mod job;
+mod labels;
 mod libvirt;
+mod load;
+mod local_call;
 mod machine;
-mod output;
+mod missing;
+mod mistake;
+mod moment;
+mod nbd;
+mod printer;
 mod qemu;
+mod qemu_nbd;
+mod rate;
+mod redaction;
 mod render;
+mod run;
+mod schedule;
+mod session;
 mod shell;
+mod snapshot;
+mod span;
 mod status;
+mod suggestion;
+mod support_bundle;
+mod table;
 mod target;
+mod template;
+mod terminal;
+mod token;
+mod tone;
+mod top;
+mod transfer;
 mod vm;
+mod vm_verbs;
 mod volume;
+mod volume_verbs;
+mod volume_view;
 mod xml;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
-use lamina_api::client::Client;
+use clap_complete::CompleteEnv;
 
-use crate::args::{Arguments, Noun};
+use crate::args::{Arguments, Manner, Noun};
+use crate::client::Client;
 use crate::failure::Failure;
+use crate::printer::Printer;
+use crate::session::{Patience, Session};
+use crate::tone::{Painter, Tone};
+use crate::vm_verbs::VmVerb;
 
 fn main() -> ExitCode {
+    // A shell that completes asks so, and wants nothing else.
+    CompleteEnv::with_factory(Arguments::command).var(completions::VARIABLE).complete();
     let arguments = Arguments::parse();
-    match run(arguments) {
+    let notices = Painter::new(arguments.manner.color, &std::io::stderr());
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
-        Err(failure) => {
+        Err(told) if told.failure.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(told) => {
             // With stderr gone too there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "{}", failure.text());
-            ExitCode::from(failure.exit_code())
+            let _ = writeln!(std::io::stderr(), "{}", told.text(notices));
+            ExitCode::from(told.failure.exit_code())
         }
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    if let Noun::Completions { shell } = arguments.noun {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut Arguments::command(), "lamina", &mut script);
-        out.write_all(&script)?;
-        return Ok(());
+/// A failure, and what may have been meant.
+struct Told {
+    failure: Failure,
+    suggestion: Option<String>,
+}
+
+impl From<Failure> for Box<Told> {
+    fn from(failure: Failure) -> Self {
+        Self::new(Told { failure, suggestion: None })
     }
-    // Needs no daemon.
-    if let Noun::Vm { verb } = &arguments.noun {
-        return vm::run(verb, arguments.output, &mut out);
+}
+
+impl Told {
+    /// A line of what, a line of what to do.
+    fn text(&self, painter: Painter) -> String {
+        let mut text = format!("{} {}", painter.paint(Tone::Bad, "lamina:"), self.failure.what());
+        if let Some(suggestion) = &self.suggestion {
+            text.push_str(&format!("; {suggestion}"));
+        }
+        if let Some(advice) = self.failure.advice() {
+            text.push_str(&format!("\n{} {advice}", painter.paint(Tone::Bold, "advice:")));
+        }
+        text
     }
-    let client = Client::new(&arguments.connection.socket());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<Told>> {
+    let Manner { output, no_headers, quiet, color, no_wait, timeout, .. } = &arguments.manner;
+    let printer = Printer::new(*output, !no_headers, *quiet, *color);
+    match &arguments.noun {
+        // These need no daemon.
+        Noun::Completions { shell } => return Ok(completions::run(*shell)?),
+        Noun::Vm { verb: VmVerb::Render { from: Some(from), hypervisor, .. } } => {
+            return Ok(vm::render_file(from, *hypervisor, &printer)?);
+        }
+        // Tells what a daemon that is down leaves to be seen.
+        Noun::SupportBundle(bundle) => {
+            let bundled = support_bundle::run(bundle, &arguments.connection.place(), &mut std::io::stdout().lock());
+            return Ok(bundled.map_err(Failure::from)?);
+        }
+        _ => {}
+    }
+    let limit = timeout.map(|span| Duration::from_secs(span.0));
+    let endpoint = arguments.connection.endpoint().map_err(Failure::from)?;
+    let session = Session { client: Client::new(endpoint, limit), printer, patience: Patience { wait: !no_wait, limit } };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::from)?;
     runtime.block_on(async {
-        match &arguments.noun {
-            Noun::Volume { verb } => volume::run(verb, &client, arguments.output, &mut out).await,
-            Noun::Target { verb } => target::run(verb, &client, arguments.output, &mut out).await,
-            Noun::Status => status::run(&client, arguments.output, &mut out).await,
-            Noun::Vm { .. } | Noun::Completions { .. } => Ok(()),
+        match answer(&arguments.noun, &session).await {
+            Ok(()) => Ok(()),
+            Err(failure) => Err(Box::new(Told { suggestion: missing::suggestion(&session.client, &failure).await, failure })),
         }
     })
+}
+
+async fn answer(noun: &Noun, session: &Session) -> Result<(), Failure> {
+    match noun {
+        Noun::Volume { verb } => volume::run(verb, session).await,
+        Noun::Snapshot { verb } => snapshot::run(verb, session).await,
+        Noun::Template { verb } => template::run(verb, session).await,
+        Noun::Vm { verb } => vm::run(verb, session).await,
+        Noun::Schedule { verb } => schedule::run(verb, session).await,
+        Noun::Job { verb } => job::run(verb, session).await,
+        Noun::Token { verb } => token::run(verb, session).await,
+        Noun::Target { verb } => target::run(verb, session).await,
+        Noun::Status => status::run(session).await,
+        Noun::Top(arguments) => top::run(arguments, session).await,
+        Noun::Audit { limit } => audit::run(*limit, session).await,
+        Noun::Import(arguments) => import::run(arguments, session).await,
+        Noun::Export(arguments) => export::run(arguments, session).await,
+        // Answered without a daemon.
+        Noun::Completions { .. } | Noun::SupportBundle(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -76,18 +176,21 @@ mod tests {
     fn the_arguments_are_consistent_and_each_command_explains_itself() {
         let mut command = Arguments::command();
         command.clone().debug_assert();
-        check(&mut command);
+        check(&mut command, "");
     }
 
-    fn check(command: &mut clap::Command) {
-        let name = command.get_name().to_owned();
+    fn check(command: &mut clap::Command, above: &str) {
+        let name = format!("{above}{}", command.get_name());
         let help = command.render_long_help().to_string();
-        assert!(
-            help.contains("Examples:") || name == "completions" && help.contains("bash"),
-            "`{name} --help` has no examples:\n{help}"
-        );
+        let (_, examples) = help.split_once("Examples:\n").unwrap_or_else(|| panic!("`{name} --help` has no examples:\n{help}"));
+        assert!(examples.trim_start().contains("lamina"), "`{name} --help` has no examples:\n{help}");
+        assert!(command.get_about().is_some_and(|about| about.to_string().len() > 8), "`{name}` does not say what it is for");
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "`{name}` does not say what {} is for", argument.get_id());
+        }
+        let name = format!("{name} ");
         for verb in command.get_subcommands_mut().filter(|verb| verb.get_name() != "help") {
-            check(verb);
+            check(verb, &name);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A machine in the words of a hypervisor: all of it, ready to be defined or run.
 
-use crate::args::Hypervisor;
 use crate::machine::Machine;
+use crate::volume_verbs::Hypervisor;
 use crate::xml::Unwritable;
 use crate::{cloud_hypervisor, libvirt, qemu};
 

@@ -1,57 +1,71 @@
 //! `lamina status`.
 
-use std::io::Write;
+use lamina_api::paths;
+use lamina_api::status::{Health, Space, Status};
 
-use comfy_table::Table;
-use lamina_api::client::Client;
-use lamina_api::status::{Space, Status};
-
-use crate::args::Output;
 use crate::failure::Failure;
-use crate::output::{self, size};
+use crate::printer::{Property, size};
+use crate::rate::duration;
+use crate::session::Session;
+use crate::table::Cell;
+use crate::tone::Tone;
 
 /// Asks and prints.
-pub(crate) async fn run(client: &Client, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    output::print(out, output, &client.status().await?, table)
+pub(crate) async fn run(session: &Session) -> Result<(), Failure> {
+    let status: Status = session.client.get(paths::STATUS).await?;
+    session.printer.one(&status, status.health.as_str(), properties)
 }
 
-fn table(status: &Status) -> Table {
+/// Whether all is well.
+pub(crate) fn health(health: Health) -> Cell {
+    Cell::new(health.as_str(), if health == Health::Healthy { Tone::Good } else { Tone::Bad })
+}
+
+fn properties(status: &Status) -> Vec<Property> {
     let store = &status.store;
-    let mut rows = vec![("health", status.health.as_str().to_owned())];
+    let mut rows = vec![("health", health(status.health))];
     for degradation in &status.degraded {
-        rows.push(("  degraded", format!("{}: {}; {}", degradation.what, degradation.detail, degradation.risk)));
+        let words = format!("{}: {}; {}", degradation.what, degradation.detail, degradation.risk);
+        rows.push(("  degraded", Cell::new(words, Tone::Warn)));
     }
     rows.extend([
         (
             "daemon",
             format!(
-                "{}, process {}, up {} s, ready after {} ms",
-                status.version, status.pid, status.uptime_seconds, status.recovery_ms
-            ),
+                "{}, process {}, up {}, ready after {} ms",
+                status.version,
+                status.pid,
+                duration(status.uptime_seconds),
+                status.recovery_ms
+            )
+            .into(),
         ),
-        ("volumes", format!("{}, {} attached", status.volumes, status.volumes_attached)),
-        ("written", format!("{}, of that deduplicated {}", size(status.written_bytes), size(status.deduplicated_bytes))),
-        ("stored", format!("{} as {} on targets", size(status.stored_bytes), size(store.written_bytes))),
-        ("journal", space(status.journal)),
-        ("cache", format!("{}, {} hits, {} misses", space(status.cache.space), status.cache.hits, status.cache.misses)),
+        ("volumes", format!("{}, {} attached", status.volumes, status.volumes_attached).into()),
+        ("written", format!("{}, of that deduplicated {}", size(status.written_bytes), size(status.deduplicated_bytes)).into()),
+        ("stored", format!("{} as {} on targets", size(status.stored_bytes), size(store.written_bytes)).into()),
+        ("journal", space(status.journal).into()),
+        ("cache", format!("{}, {} hits, {} misses", space(status.cache.space), status.cache.hits, status.cache.misses).into()),
         (
             "store",
             format!(
                 "policy {}, {} of {} targets up, a write needs {}",
                 store.policy, store.targets_up, store.targets, store.write_min
-            ),
+            )
+            .into(),
         ),
         (
             "repairs",
             format!(
                 "{} degraded reads, {} degraded writes, {} fragments repaired",
                 store.degraded_reads, store.degraded_writes, store.repaired_fragments
-            ),
+            )
+            .into(),
         ),
     ]);
-    output::properties(rows)
+    rows
 }
 
+/// `1 GiB of 2 GiB used`.
 fn space(space: Space) -> String {
     format!("{} of {} used", size(space.used_bytes), size(space.capacity_bytes))
 }

@@ -1,18 +1,27 @@
 //! `lamina volume …`.
 
-use std::io::Write;
-
-use comfy_table::Table;
-use lamina_api::client::Client;
-use lamina_api::volume::{CreateVolume, Volume};
+use lamina_api::job::{Job, Outcome};
+use lamina_api::paths;
+use lamina_api::snapshot::{CreateClones, Rollback, RolledBack};
+use lamina_api::volume::{ChangeVolume, CreateVolume, Volume};
 use lamina_contract::{ByteSize, VolumeName};
 use serde::Serialize;
 
-use crate::args::{Hypervisor, Output, VolumeVerb};
 use crate::confirm;
+use crate::cut::Cut;
+use crate::deleted;
+use crate::export;
 use crate::failure::Failure;
+use crate::follow::{self, Followed};
 use crate::hypervisor::{self, Disk};
-use crate::output::{self, size};
+use crate::import;
+use crate::job;
+use crate::labels;
+use crate::mistake::Mistake;
+use crate::printer::{size as size_text, text};
+use crate::session::Session;
+use crate::volume_verbs::{Back, Clones, Hypervisor, NewSize, VolumeVerb};
+use crate::volume_view::{brief, full};
 
 /// What `attach --hypervisor` answers to programs.
 #[derive(Serialize)]
@@ -21,120 +30,164 @@ struct Attached<'a> {
     text: String,
 }
 
-/// What `delete` answers to programs.
-#[derive(Serialize)]
-struct Deleted<'a> {
-    name: &'a str,
-    deleted: bool,
-}
-
 /// Does what `verb` says.
-pub(crate) async fn run(verb: &VolumeVerb, client: &Client, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+pub(crate) async fn run(verb: &VolumeVerb, session: &Session) -> Result<(), Failure> {
+    let Session { client, printer, .. } = session;
+    let show = |volume: Volume| printer.one(&volume, &volume.name, brief);
     match verb {
-        VolumeVerb::Create { name, size, block_size, sco_size, read_only } => {
+        VolumeVerb::List { labels } => printer.list(&list(session, &labels::query(labels)).await?),
+        VolumeVerb::Show { name } => {
+            let volume = client.volume(name).await?;
+            printer.one(&volume, &volume.name, full)
+        }
+        VolumeVerb::Create { name, size, block_size, sco_size, read_only, labels, settings } => {
             let request = CreateVolume {
-                name: name.as_str().to_owned(),
+                name: name.to_string(),
                 size_bytes: size.0,
                 block_size: block_size.map(|size| size.0),
                 sco_size: sco_size.map(|size| size.0),
                 read_only: *read_only,
-                ..CreateVolume::default()
+                labels: labels::all(labels)?,
+                settings: settings.fresh(),
             };
-            output::print(out, output, &client.create(&request).await?, brief)
+            show(client.post(paths::VOLUMES, &request).await?)
         }
-        VolumeVerb::List => output::print(out, output, &client.volumes().await?.volumes, |volumes| list(volumes)),
-        VolumeVerb::Show { name } => output::print(out, output, &client.volume(name).await?, full),
+        VolumeVerb::Delete { name, snapshots, yes } => delete(name, *snapshots, *yes, session).await,
         VolumeVerb::Attach { name, hypervisor, memory, queues } => {
-            let volume = client.attach(name).await?;
+            let volume: Volume = client.tell(&paths::of_volume(name, "attach")).await?;
             match hypervisor {
-                Some(hypervisor) => paste(&volume, *hypervisor, *memory, *queues, output, out),
-                None => output::print(out, output, &volume, brief),
+                Some(hypervisor) => paste(&volume, *hypervisor, *memory, *queues, session),
+                None => show(volume),
             }
         }
-        VolumeVerb::Detach { name } => output::print(out, output, &client.detach(name).await?, brief),
-        VolumeVerb::Delete { name, yes } => delete(name, *yes, client, output, out).await,
+        VolumeVerb::Detach { name } => show(client.tell(&paths::of_volume(name, "detach")).await?),
+        VolumeVerb::Resize { name, size, shrink, yes } => show(resize(name, *size, *shrink, *yes, session).await?),
+        VolumeVerb::Set { name, settings, labels, unlabel } => {
+            let change = |volume: Volume| {
+                let labels = labels::changed(&volume.labels, labels, unlabel)?;
+                let change = ChangeVolume { labels, settings: settings.over(volume.settings), ..ChangeVolume::default() };
+                if change == ChangeVolume::default() { Err(Failure::from(Mistake::NoChange)) } else { Ok(change) }
+            };
+            let volume: Volume = client.change(&paths::volume(name), change).await?;
+            printer.one(&volume, &volume.name, full)
+        }
+        VolumeVerb::Rollback { volume, back, yes } => rollback(volume, back, *yes, session).await,
+        VolumeVerb::Clone { volume, back, clones } => {
+            let request = clones.request(volume, back)?;
+            let job: Job = client.post(&paths::of_volume(&volume.of, "clones"), &request).await?;
+            job::finish(session, job).await
+        }
+        VolumeVerb::Flatten { name } => {
+            let job: Job = client.tell(&paths::of_volume(name, "flatten")).await?;
+            job::finish(session, job).await
+        }
+        VolumeVerb::Template { name, undo } => {
+            let change = ChangeVolume { template: Some(!undo), ..ChangeVolume::default() };
+            let volume: Volume = client.set(&paths::volume(name), &change).await?;
+            printer.one(&volume, &volume.name, full)
+        }
+        VolumeVerb::Import(arguments) => import::run(arguments, session).await,
+        VolumeVerb::Export(arguments) => export::run(arguments, session).await,
     }
 }
 
-async fn delete(name: &VolumeName, yes: bool, client: &Client, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+/// Volumes by name; `filter` is the query's rest, each part with its `&`.
+pub(crate) async fn list(session: &Session, filter: &str) -> Result<Vec<Volume>, Failure> {
+    let filter = filter.trim_start_matches('&');
+    let path = if filter.is_empty() { paths::VOLUMES.to_owned() } else { format!("{}?{filter}", paths::VOLUMES) };
+    Ok(session.client.all::<lamina_api::volume::VolumeList>(&path).await?)
+}
+
+async fn delete(name: &VolumeName, snapshots: bool, yes: bool, session: &Session) -> Result<(), Failure> {
     if !yes {
         // A wrong name is said before anybody is asked to type it again.
-        client.volume(name).await?;
-        confirm::deletion(name)?;
+        session.client.volume(name).await?;
+        let too = if snapshots { " and all its snapshots" } else { "" };
+        confirm::loss(&format!("deleting volume '{name}' removes all its data{too}"), name.as_str(), false)?;
     }
-    client.delete(name, false).await?;
-    output::print(out, output, &Deleted { name: name.as_str(), deleted: true }, |gone| {
-        output::properties(vec![("deleted", gone.name.to_owned())])
+    session.client.delete(&format!("{}?snapshots={snapshots}", paths::volume(name))).await?;
+    deleted::print(session, name.as_str())
+}
+
+async fn resize(name: &VolumeName, size: NewSize, shrink: bool, yes: bool, session: &Session) -> Result<Volume, Failure> {
+    let now = session.client.volume(name).await?.size_bytes;
+    let wanted = match size {
+        NewSize::To(bytes) => bytes,
+        NewSize::By(more) => now.saturating_add(more),
+    };
+    let less = wanted < now;
+    if less && !shrink {
+        return Err(Mistake::Shrinks { volume: name.to_string(), now: size_text(now) }.into());
+    }
+    if less {
+        confirm::loss(&format!("shrinking volume '{name}' cuts off what is behind {}", size_text(wanted)), name.as_str(), yes)?;
+    }
+    let change = ChangeVolume { size_bytes: Some(wanted), force: less, ..ChangeVolume::default() };
+    Ok(session.client.set(&paths::volume(name), &change).await?)
+}
+
+impl Back {
+    /// The snapshot or moment that was named, if any.
+    pub(crate) fn request<N: std::fmt::Display>(&self, cut: &Cut<N>) -> Result<Rollback, Mistake> {
+        let snapshot = cut.either(self.snapshot.as_ref())?.map(ToString::to_string);
+        let at = self.at.as_ref().map(|at| at.rfc3339().to_owned());
+        if snapshot.is_some() && at.is_some() {
+            return Err(Mistake::SnapshotAndMoment);
+        }
+        Ok(Rollback { snapshot, at })
+    }
+
+    /// The same, where one must be named.
+    pub(crate) fn needed<N: std::fmt::Display>(&self, cut: &Cut<N>) -> Result<Rollback, Mistake> {
+        let back = self.request(cut)?;
+        if back == Rollback::default() { Err(Mistake::NoWayBack) } else { Ok(back) }
+    }
+}
+
+impl Clones {
+    /// What is asked for.
+    pub(crate) fn request<N: std::fmt::Display>(&self, cut: &Cut<N>, back: &Back) -> Result<CreateClones, Failure> {
+        if self.count > 1 && !self.name.contains("{n}") {
+            return Err(Mistake::OneName { count: self.count }.into());
+        }
+        let Rollback { snapshot, at } = back.request(cut)?;
+        Ok(CreateClones {
+            names: Vec::new(),
+            name: Some(self.name.clone()),
+            count: (self.count > 1).then_some(self.count),
+            snapshot,
+            at,
+            labels: labels::all(&self.labels)?,
+            attach: self.detached.then_some(false),
+        })
+    }
+}
+
+async fn rollback(cut: &Cut<VolumeName>, back: &Back, yes: bool, session: &Session) -> Result<(), Failure> {
+    let request = back.needed(cut)?;
+    let name = &cut.of;
+    if !yes {
+        session.client.volume(name).await?;
+        confirm::loss(&format!("taking volume '{name}' back replaces what it holds now"), name.as_str(), false)?;
+    }
+    let begun: Outcome<RolledBack> = session.client.begin(&paths::of_volume(name, "rollback"), &request).await?;
+    let done = match follow::outcome(session, begun).await? {
+        Followed::Done(done) => done,
+        Followed::Succeeded(job) => RolledBack {
+            volume: session.client.volume(name).await?,
+            discarded: job.result.unwrap_or_default().discarded.unwrap_or_default(),
+        },
+        Followed::Left(job) => return job::print(session, &job),
+    };
+    session.printer.one(&done, &done.discarded, |done| {
+        let mut rows = brief(&done.volume);
+        rows.push(("what it held before", format!("{name}@{}", done.discarded).into()));
+        rows
     })
 }
 
-fn paste(
-    volume: &Volume,
-    hypervisor: Hypervisor,
-    memory: ByteSize,
-    queues: u16,
-    output: Output,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
+fn paste(volume: &Volume, hypervisor: Hypervisor, memory: ByteSize, queues: u16, session: &Session) -> Result<(), Failure> {
     let socket = volume.socket.as_deref().ok_or_else(|| Failure::NoSocket { name: volume.name.clone() })?;
-    let text = hypervisor::text(hypervisor, &Disk { name: &volume.name, socket, memory, queues });
-    if output == Output::Table {
-        out.write_all(text.as_bytes())?;
-        out.flush()?;
-        return Ok(());
-    }
-    output::print(out, output, &Attached { volume, text }, |_| output::properties(Vec::new()))
-}
-
-fn list(volumes: &[Volume]) -> Table {
-    let mut table = output::columns(&["NAME", "SIZE", "STATE", "GUEST", "WRITTEN", "SOCKET"]);
-    for volume in volumes {
-        table.add_row([
-            volume.name.clone(),
-            size(volume.size_bytes),
-            volume.state.as_str().to_owned(),
-            guest(volume).to_owned(),
-            size(volume.counters.written_bytes),
-            volume.socket.clone().unwrap_or_else(|| "-".to_owned()),
-        ]);
-    }
-    table
-}
-
-fn guest(volume: &Volume) -> &'static str {
-    if volume.connected { "connected" } else { "-" }
-}
-
-fn brief(volume: &Volume) -> Table {
-    output::properties(head(volume))
-}
-
-fn head(volume: &Volume) -> Vec<(&'static str, String)> {
-    vec![
-        ("name", volume.name.clone()),
-        ("size", size(volume.size_bytes)),
-        ("state", volume.state.as_str().to_owned()),
-        ("socket", volume.socket.clone().unwrap_or_else(|| "- (attach it with: lamina volume attach)".to_owned())),
-    ]
-}
-
-fn full(volume: &Volume) -> Table {
-    let mut rows = head(volume);
-    let counters = &volume.counters;
-    rows.extend([
-        ("guest", guest(volume).to_owned()),
-        ("identity", volume.id.clone()),
-        ("created", volume.created.clone()),
-        ("block size", size(volume.block_size)),
-        ("SCO size", size(volume.sco_size)),
-        ("access", if volume.read_only { "read-only" } else { "read-write" }.to_owned()),
-        ("epoch, generation", format!("{}, {}", volume.epoch, volume.generation)),
-        ("read", format!("{} in {} requests", size(counters.read_bytes), counters.reads)),
-        ("written", format!("{} in {} requests, {} flushes", size(counters.written_bytes), counters.writes, counters.flushes)),
-        ("errors", counters.errors.to_string()),
-        ("deduplicated", size(counters.deduplicated_bytes)),
-        ("stored", size(counters.stored_bytes)),
-        ("only in the journal", size(counters.pending_bytes)),
-    ]);
-    output::properties(rows)
+    let words = hypervisor::text(hypervisor, &Disk { name: &volume.name, socket, memory, queues });
+    if session.printer.output.is_table() { text(&words) } else { session.printer.data(&Attached { volume, text: words }) }
 }

@@ -13,6 +13,11 @@ pub trait Clock: Send + Sync {
 
     /// Milliseconds since some fixed moment; never goes backwards. For ages, pacing and time-outs.
     fn monotonic_ms(&self) -> u64;
+
+    /// The same in nanoseconds, for counting what things take; as fine as the clock is.
+    fn monotonic_ns(&self) -> u64 {
+        self.monotonic_ms().saturating_mul(1_000_000)
+    }
 }
 
 /// A clock that stands still until it is told to go on.

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`units`] (what is counted), [`device`] (what a guest's front end asks of a volume) with [`answers`],
 //! [`disk`] (what the engine asks of the node's SSD), [`coordination`] (who owns a volume) with [`snapshot`], [`clock`]; [`buffers`] is the memory in which
-//! containers travel.
+//! containers travel, [`latency`] how it is counted what things took.
 
 pub mod answers;
 pub mod buffers;
@@ -10,6 +10,7 @@ pub mod clock;
 pub mod coordination;
 pub mod device;
 pub mod disk;
+pub mod latency;
 pub mod snapshot;
 pub mod units;
 
@@ -18,6 +19,7 @@ pub use clock::{Clock, ManualClock, Timestamp};
 pub use coordination::{Coordination, CoordinationError, Ownership, RecordChange, VolumeRecord, VolumeSpec};
 pub use device::{BlockDevice, DeviceGeometry, IoError, Op, Request, Transfer, Transferable};
 pub use disk::{Disk, DiskFile, ReadDone, Space};
+pub use latency::{LATENCY_BUCKETS, Latencies, LatencyHistogram};
 pub use snapshot::{Cut, Labels, Parent, SnapshotId, SnapshotName, SnapshotNote, VolumeSettings};
 pub use units::{
     BlockAddress, BlockSize, ByteSize, Epoch, Fingerprint, Generation, Lba, Location, Policy, PolicyError, SECTOR_BYTES, ScoNumber,

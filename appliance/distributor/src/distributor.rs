@@ -26,6 +26,7 @@ use object_store::{
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 use crate::codec::Codecs;
 use crate::error::DistributorError;
@@ -324,7 +325,10 @@ impl Distributor {
             stream::empty().boxed()
         } else {
             add(&self.core.counters.gets, 1);
-            self.stream(key, view, range.clone()).await?
+            let began = Instant::now();
+            let stream = self.stream(key, view, range.clone()).await?;
+            self.core.counters.get_took.count(began.elapsed());
+            stream
         };
         let payload = GetResultPayload::Stream(payload);
         Ok(GetResult { payload, meta, range, attributes: Default::default(), extensions: Default::default() })
@@ -369,7 +373,9 @@ impl Distributor {
                 })
             }
         });
+        let began = Instant::now();
         let read: Vec<Bytes> = try_join_all(reads).await?;
+        self.core.counters.get_took.count(began.elapsed());
         add(&self.core.counters.gets, 1);
         add(&self.core.counters.bytes_out, read.iter().map(|bytes| bytes.len() as u64).sum());
         Ok(read)

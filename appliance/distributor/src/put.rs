@@ -19,6 +19,7 @@ use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::distributor::Core;
 use crate::encode::{Encoded, encode};
@@ -60,11 +61,13 @@ struct Job {
 impl Core {
     pub(crate) async fn put(self: Arc<Self>, key: Path, payload: PutPayload, mode: PutMode) -> Result<StripeId, PutRefusal> {
         let bytes = payload.content_length() as u64;
+        let began = Instant::now();
         let result = Arc::clone(&self).put_locked(&key, payload, mode).await;
         match &result {
             Ok(_) => {
                 add(&self.counters.puts, 1);
                 add(&self.counters.bytes_in, bytes);
+                self.counters.put_took.count(began.elapsed());
             }
             Err(PutRefusal::Failed(_)) => add(&self.counters.failed_writes, 1),
             Err(_) => {}
@@ -235,6 +238,7 @@ impl Core {
         let bytes = payload.content_length() as u64;
         // A task of its own: a write that is late is not cancelled, for a store may do it all the same.
         let counted = target.begin_write();
+        let began = Instant::now();
         let mut writing: JoinHandle<object_store::Result<_>> = tokio::spawn(async move {
             let written = store.put_opts(&name, payload, PutOptions::default()).await;
             drop(counted);
@@ -244,6 +248,7 @@ impl Core {
             Ok(Ok(Ok(_))) => {
                 target.wrote();
                 target.count_written(bytes);
+                target.write_took(began.elapsed());
                 add(&self.counters.fragment_bytes_written, bytes);
                 Ok(())
             }

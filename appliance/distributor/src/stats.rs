@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lamina_contract::{Latencies, LatencyHistogram};
+
 /// What happened since the distributor was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DistributorStats {
@@ -29,6 +31,10 @@ pub struct DistributorStats {
     pub damaged_fragments: u64,
     /// Fragments that repair made again.
     pub repaired_fragments: u64,
+    /// How long puts took that succeeded, until `write_min` fragments were durable.
+    pub put_took: LatencyHistogram,
+    /// How long reads took until their first bytes (up to 64 MiB) were there.
+    pub get_took: LatencyHistogram,
     /// Objects waiting for repair because a write or read found fragments short.
     pub awaiting_repair: u64,
 }
@@ -47,6 +53,8 @@ pub(crate) struct Counters {
     pub(crate) decodes: AtomicU64,
     pub(crate) damaged_fragments: AtomicU64,
     pub(crate) repaired_fragments: AtomicU64,
+    pub(crate) put_took: Latencies,
+    pub(crate) get_took: Latencies,
 }
 
 pub(crate) fn add(counter: &AtomicU64, by: u64) {
@@ -69,6 +77,8 @@ impl Counters {
             decodes: get(&self.decodes),
             damaged_fragments: get(&self.damaged_fragments),
             repaired_fragments: get(&self.repaired_fragments),
+            put_took: self.put_took.read(),
+            get_took: self.get_took.read(),
             awaiting_repair,
         }
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream::StreamExt;
-use lamina_contract::{Clock, Timestamp};
+use lamina_contract::{Clock, Latencies, LatencyHistogram, Timestamp};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore};
 use parking_lot::{Mutex, RwLock};
@@ -69,6 +69,10 @@ pub struct TargetHealth {
     pub errors: u64,
     /// Puts that waited for a write on it although they had enough fragments: the pool goes at its pace.
     pub held_back: u64,
+    /// How long reads and lookups took that it answered.
+    pub reads_took: LatencyHistogram,
+    /// How long writes of fragments took that succeeded in time.
+    pub writes_took: LatencyHistogram,
     /// The last failure in words.
     pub last_error: Option<Arc<str>>,
 }
@@ -108,6 +112,8 @@ pub(crate) struct TargetSlot {
     read: AtomicU64,
     errors: AtomicU64,
     held_back: AtomicU64,
+    reads_took: Latencies,
+    writes_took: Latencies,
     /// Those of the store that is attached.
     writes: RwLock<Arc<Writes>>,
 }
@@ -150,6 +156,8 @@ impl TargetSlot {
             read: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             held_back: AtomicU64::new(0),
+            reads_took: Latencies::new(),
+            writes_took: Latencies::new(),
             writes: RwLock::default(),
         }
     }
@@ -176,6 +184,8 @@ impl TargetSlot {
             bytes_read: self.read.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
             held_back: self.held_back.load(Ordering::Relaxed),
+            reads_took: self.reads_took.read(),
+            writes_took: self.writes_took.read(),
             last_error: condition.last_error.clone(),
         }
     }
@@ -223,11 +233,19 @@ impl TargetSlot {
         F: Future<Output = object_store::Result<T>>,
     {
         let store = self.store_for(purpose).ok_or(TargetFault::Absent)?;
+        let began = Instant::now();
         let outcome = match tokio::time::timeout(patience.limit(), operation(store)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(TargetFault::of(error)),
             Err(_) => Err(TargetFault::TimedOut),
         };
+        if outcome.is_ok() {
+            match purpose {
+                Purpose::Read | Purpose::LastResort => self.reads_took.count(began.elapsed()),
+                Purpose::Write => self.writes_took.count(began.elapsed()),
+                Purpose::Delete => {}
+            }
+        }
         match (&outcome, patience) {
             // Impatience says nothing about the target.
             (Err(TargetFault::TimedOut), Patience::Hedge(_)) => {}
@@ -376,6 +394,10 @@ impl TargetSlot {
                 _ => tracing::warn!(target_id = %self.place.id, ?before, ?state, cause, "target's state changed"),
             }
         }
+    }
+
+    pub(crate) fn write_took(&self, took: Duration) {
+        self.writes_took.count(took);
     }
 
     pub(crate) fn count_written(&self, bytes: u64) {

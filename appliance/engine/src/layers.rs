@@ -375,6 +375,12 @@ impl Layers {
         self.frozen.is_none() && self.oldest().stored.is_empty()
     }
 
+    /// Whether the pages know all there is.
+    pub(crate) fn is_settled(&self) -> bool {
+        let bare = self.ended.is_empty() && self.open.is_empty() && self.closed.is_empty();
+        bare && self.is_checkpointed() && matches!(self.head.base, Base::Below)
+    }
+
     /// Takes `stored` of the oldest level out for a checkpoint; it stays readable as `frozen`.
     pub(crate) fn freeze(&mut self) -> Arc<Delta<Mapped>> {
         if self.frozen.is_none() {

@@ -276,7 +276,7 @@ impl Node {
         let (_, capacity) = journal.usage();
         let core = Arc::new(Core {
             cache: DedupeCache::open(seams.cache_disk, cache_config)?,
-            syncer: Arc::new(Syncer::new(journal.clone())),
+            syncer: Arc::new(Syncer::new(journal.clone(), seams.clock.clone())),
             throttle: Throttle::new(capacity, journal.segment_bytes()),
             journal,
             fetcher: Fetcher::new(seams.store.clone()),

@@ -70,7 +70,8 @@ impl Opened {
 
     /// Ends levels at the cuts that stand before container `next`.
     fn cross_cuts(&mut self, next: ScoNumber) -> Result<(), EngineError> {
-        while let Some((cut, view)) = self.cuts.pop_front_if(|(cut, _)| cut.after < next) {
+        while self.cuts.front().is_some_and(|(cut, _)| cut.after < next) {
+            let Some((cut, view)) = self.cuts.pop_front() else { break };
             self.layers.close_open();
             let target = cut.rollback.map(|target| self.target(target)).transpose()?;
             self.layers.cut(cut, view, target);

@@ -87,6 +87,14 @@ impl Volume {
         self.snapshots.find(name)
     }
 
+    /// The newest snapshot, if the volume still shows exactly that: nothing was accepted since, and it did not go back to another.
+    #[must_use]
+    pub fn unchanged_snapshot(&self) -> Option<Snapshot> {
+        let newest = self.snapshots.stored().pop()?;
+        let root = self.pages.state().root;
+        (self.layers.read().is_settled() && root == newest.map_root).then_some(Snapshot { note: newest.note, stored: true })
+    }
+
     /// What a snapshot is called.
     #[must_use]
     pub fn snapshot_name(&self, id: SnapshotId) -> Option<SnapshotName> {

@@ -64,6 +64,11 @@ impl Snapshots {
         state.stored.len() + state.waiting.len()
     }
 
+    /// How many of them are not in the store yet.
+    pub(crate) fn waiting_count(&self) -> usize {
+        self.state.read().waiting.len()
+    }
+
     /// Whether any snapshot or moment of the past may reach map objects that the head does not.
     pub(crate) fn hold_pages(&self) -> bool {
         let state = self.state.read();

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lamina_contract::{Epoch, Generation, VolumeId, VolumeSpec};
+use lamina_contract::{Epoch, Generation, LatencyHistogram, Parent, Timestamp, VolumeId, VolumeSpec};
 
 use crate::cache::CacheStats;
 use crate::node::Node;
@@ -27,6 +27,18 @@ pub struct VolumeStatus {
     pub unstored_age_ms: u64,
     /// Requests that the throttle holds back now.
     pub held_back: u64,
+    /// Requests that it has held back, ever.
+    pub held_back_ever: u64,
+    /// How long in milliseconds those that went on had waited, together.
+    pub held_back_ms: u64,
+    /// Its snapshots.
+    pub snapshots: u64,
+    /// Those of them that are not in the store yet.
+    pub snapshots_waiting: u64,
+    /// What it is a clone of, until it is flattened.
+    pub parent: Option<Parent>,
+    /// The earliest moment that it can be taken back to; None when it keeps no past.
+    pub past_begins: Option<Timestamp>,
     /// Memory of its map layers and containers, in bytes.
     pub memory_bytes: u64,
     /// Read requests.
@@ -78,6 +90,10 @@ pub struct NodeStatus {
     pub journal_written_bytes: u64,
     /// fdatasync calls on the journal.
     pub journal_syncs: u64,
+    /// How long those took that flushes and the syncing thread asked for.
+    pub journal_sync_took: LatencyHistogram,
+    /// Bytes in the journal that the store does not have.
+    pub unstored_bytes: u64,
     /// The journal's SSD lost a write: nothing is accepted any more.
     pub journal_failed: bool,
     /// Recovery found durable batches that do not verify.
@@ -119,6 +135,12 @@ impl Volume {
             unstored_bytes: self.unstored_bytes(),
             unstored_age_ms: oldest.map_or(0, |then| now.saturating_sub(then)),
             held_back: self.parked.lock().len() as u64,
+            held_back_ever: get(&c.held_back),
+            held_back_ms: get(&c.held_back_ms),
+            snapshots: self.snapshot_count() as u64,
+            snapshots_waiting: self.snapshots.waiting_count() as u64,
+            parent: self.parent(),
+            past_begins: self.past_begins(),
             memory_bytes,
             reads: get(&c.reads),
             read_bytes: get(&c.read_bytes),
@@ -154,6 +176,8 @@ impl Node {
             journal_bytes: all,
             journal_written_bytes: core.journal.written_bytes(),
             journal_syncs: core.journal.syncs(),
+            journal_sync_took: core.syncer.took(),
+            unstored_bytes: core.throttle.unstored(),
             journal_failed: core.journal.is_failed(),
             journal_damaged: core.journal.is_damaged(),
             journal_fill: core.throttle.fill(),

@@ -5,10 +5,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lamina_contract::answers::together;
-use lamina_contract::{IoError, Transfer};
+use lamina_contract::{Clock, IoError, Latencies, LatencyHistogram, Transfer};
 use parking_lot::{Condvar, Mutex};
 
-use crate::journal::Journal;
+use crate::journal::{Journal, JournalError};
 use crate::mutant::{self, Mutant};
 
 /// How long an accepted write stays without an fdatasync when nobody flushes: bounds what recovery must re-read.
@@ -24,6 +24,8 @@ struct Waiter {
 /// The flushes that wait, and the thread that serves them.
 pub(crate) struct Syncer {
     journal: Arc<Journal>,
+    clock: Arc<dyn Clock>,
+    took: Latencies,
     waiting: Mutex<Vec<Waiter>>,
     wake: Condvar,
     threaded: AtomicBool,
@@ -31,9 +33,11 @@ pub(crate) struct Syncer {
 }
 
 impl Syncer {
-    pub(crate) fn new(journal: Arc<Journal>) -> Self {
+    pub(crate) fn new(journal: Arc<Journal>, clock: Arc<dyn Clock>) -> Self {
         Self {
             journal,
+            clock,
+            took: Latencies::new(),
             waiting: Mutex::default(),
             wake: Condvar::new(),
             threaded: AtomicBool::new(false),
@@ -75,7 +79,7 @@ impl Syncer {
                 self.serve_once();
             }
         } else {
-            let result = self.journal.sync().map(|_| ()).map_err(|_| IoError::Io);
+            let result = self.sync().map(|_| ()).map_err(|_| IoError::Io);
             answer(waiter, result);
             if self.journal.claim_preparing()
                 && let Err(error) = self.journal.prepare()
@@ -92,6 +96,21 @@ impl Syncer {
         }
     }
 
+    /// How long syncs took.
+    pub(crate) fn took(&self) -> LatencyHistogram {
+        self.took.read()
+    }
+
+    fn sync(&self) -> Result<u64, JournalError> {
+        let (syncs, began) = (self.journal.syncs(), self.clock.monotonic_ns());
+        let result = self.journal.sync();
+        // One that found everything durable says nothing about the SSD.
+        if self.journal.syncs() != syncs {
+            self.took.count(Duration::from_nanos(self.clock.monotonic_ns().saturating_sub(began)));
+        }
+        result
+    }
+
     fn serve_once(&self) {
         let waiters = {
             let mut waiting = self.waiting.lock();
@@ -105,7 +124,7 @@ impl Syncer {
             return;
         }
         // Taken before the sync began, so all of them were accepted before it and are covered.
-        let result = match self.journal.sync() {
+        let result = match self.sync() {
             Ok(_) => Ok(()),
             Err(error) => {
                 if !waiters.is_empty() {

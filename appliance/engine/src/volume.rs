@@ -53,6 +53,14 @@ pub(crate) struct Counters {
     pub(crate) zero_blocks: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
     pub(crate) store_failures: AtomicU64,
+    pub(crate) held_back: AtomicU64,
+    pub(crate) held_back_ms: AtomicU64,
+}
+
+/// A write that is held back, and since when.
+pub(crate) struct Parked {
+    request: Request,
+    since_ms: u64,
 }
 
 impl Counters {
@@ -95,7 +103,7 @@ pub struct Volume {
     pub(crate) pages: CheckpointedMap,
     pub(crate) ranges: Mutex<Ranges>,
     /// Writes that the throttle or a full journal holds back, in their order.
-    pub(crate) parked: Mutex<VecDeque<Request>>,
+    pub(crate) parked: Mutex<VecDeque<Parked>>,
     pub(crate) behind: Behind,
     pub(crate) counters: Counters,
     /// A flush was answered since the last entry.
@@ -204,9 +212,9 @@ impl Volume {
     pub(crate) fn size_at(&self, last: ScoNumber, before: u64) -> u64 {
         let mut sizes = self.sizes.lock();
         let mut size = before;
-        let holds = |next: &mut NextSize| next.through <= last && next.cut.is_none_or(|cut| !self.snapshots.is_waiting(cut));
-        while let Some(next) = sizes.pop_front_if(holds) {
-            size = next.bytes;
+        let holds = |next: &NextSize| next.through <= last && next.cut.is_none_or(|cut| !self.snapshots.is_waiting(cut));
+        while sizes.front().is_some_and(holds) {
+            size = sizes.pop_front().map_or(size, |next| next.bytes);
         }
         size
     }
@@ -291,8 +299,8 @@ impl Volume {
     /// Refuses everything from now on, and answers what was held back.
     pub(crate) fn halt(&self) {
         self.state.store(HALTED, Ordering::Release);
-        for request in self.parked.lock().drain(..) {
-            request.transfer.answer(Err(IoError::Halted));
+        for parked in self.parked.lock().drain(..) {
+            parked.request.transfer.answer(Err(IoError::Halted));
         }
     }
 
@@ -308,7 +316,8 @@ impl Volume {
 
     /// Holds a write back until the throttle lets it go on.
     pub(crate) fn park(&self, request: Request) {
-        self.parked.lock().push_back(request);
+        self.counters.held_back.fetch_add(1, Ordering::Relaxed);
+        self.parked.lock().push_back(Parked { request, since_ms: self.core.clock.monotonic_ms() });
         self.core.work.notify_one();
         self.core.parked.notify_one();
     }
@@ -322,10 +331,12 @@ impl Volume {
                 return !parked.is_empty();
             }
             while let Some(front) = parked.front() {
-                if !self.core.throttle.admit(weight(front)) {
+                if !self.core.throttle.admit(weight(&front.request)) {
                     break;
                 }
-                let Some(request) = parked.pop_front() else { break };
+                let Some(Parked { request, since_ms }) = parked.pop_front() else { break };
+                let held_ms = self.core.clock.monotonic_ms().saturating_sub(since_ms);
+                self.counters.held_back_ms.fetch_add(held_ms, Ordering::Relaxed);
                 // It may have become smaller, or a template, meanwhile.
                 match self.refusal(&request) {
                     Some(error) => request.transfer.answer(Err(error)),

@@ -16,6 +16,7 @@ mod resident;
 mod settings;
 mod speed;
 mod sustained;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -69,6 +70,9 @@ fn run(settings: &Settings, report: &mut Report) -> Result<(), HarnessError> {
     }
     if settings.wants("bounds") {
         bounds::run(Place::new()?.path(), settings, report)?;
+    }
+    if settings.wants("volumes") {
+        volumes::run(Place::new()?.path(), settings, report)?;
     }
     if settings.wants("idle") {
         idle::run(Place::new()?.path(), settings, report)?;

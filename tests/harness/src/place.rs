@@ -43,7 +43,7 @@ pub fn binary(name: &str) -> Result<PathBuf, HarnessError> {
 
 /// The directory that `tests/install-packages.sh` fills: `LAMINA_ASSETS` or `.assets` at the workspace's root.
 #[must_use]
-pub(crate) fn assets() -> PathBuf {
+pub fn assets() -> PathBuf {
     std::env::var_os("LAMINA_ASSETS").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.assets"), PathBuf::from)
 }
 

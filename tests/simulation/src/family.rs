@@ -237,6 +237,14 @@ impl Family {
         self.disks.0.keys().nth(number.checked_rem(count)?).cloned()
     }
 
+    /// The number of the disk that was made last.
+    #[must_use]
+    pub fn newest(&self) -> usize {
+        let made = |name: &String| name.trim_start_matches('d').parse::<usize>().unwrap_or(0);
+        let all = self.disks.0.keys().enumerate();
+        all.max_by_key(|(_, name)| made(name)).map_or(0, |(number, _)| number)
+    }
+
     fn snapshot_of(&self, disk: &str, number: usize) -> Option<String> {
         let snapshots = &self.disks.0.get(disk)?.snapshots;
         snapshots.keys().nth(number.checked_rem(snapshots.len())?).cloned()

@@ -73,3 +73,34 @@ fn every_disk_and_snapshot_shows_what_it_must() {
     });
     println!("{wanted} histories, {} operations, {:?}", acts.into_inner(), begun.elapsed());
 }
+
+/// Far deeper than anybody clones: each generation changes something, is stored or not, and all of them still show what they must.
+#[test]
+fn clones_of_clones_show_what_each_generation_left() {
+    const GENERATIONS: usize = 80;
+    let shape = shape(Some(0), 0);
+    let must = |done: Result<(), lamina_simulation::family::Difference>| done.unwrap_or_else(|d| panic!("{d}"));
+    let mut family = Family::begin(&shape, &World::default(), Disks::default()).unwrap_or_else(|d| panic!("{d}"));
+    must(family.act(Act::Create { blocks: 100 }));
+    for generation in 0..GENERATIONS {
+        // Disks sort by name, so the newest is not the last: it is found by its parent.
+        let newest = family.newest();
+        must(family.act(Act::Write { disk: newest, block: generation, count: 2 }));
+        must(family.act(Act::Snapshot { disk: newest }));
+        if generation % 3 == 0 {
+            must(family.act(Act::Store));
+        }
+        must(family.act(Act::Clone { disk: newest, snapshot: 0, count: 1 }));
+        if generation % 20 == 7 {
+            must(family.act(Act::Restart(End::Killed)));
+        }
+    }
+    must(family.check());
+    must(family.act(Act::Store));
+    must(family.act(Act::Restart(End::Clean)));
+    must(family.check());
+    let newest = family.newest();
+    must(family.act(Act::Flatten { disk: newest }));
+    must(family.act(Act::Restart(End::Killed)));
+    must(family.check());
+}

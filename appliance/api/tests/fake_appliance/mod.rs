@@ -452,6 +452,12 @@ impl Snapshots for FakeAppliance {
                 ..CreateVolume::default()
             })?;
             let parent = Parent { volume: volume.to_string(), snapshot: snapshot.clone() };
+            // Snapshots hold no bytes here: a clone begins with those of now.
+            let mut state = self.state.lock();
+            let own = state.blocks.iter().filter(|((of, _), _)| of == volume.as_str());
+            let copies: Vec<_> = own.map(|((_, at), block)| ((name.clone(), *at), block.clone())).collect();
+            state.blocks.extend(copies);
+            drop(state);
             self.edit(name, |clone| {
                 clone.parent = Some(parent);
                 Ok(())
@@ -609,6 +615,7 @@ impl Vms for FakeAppliance {
             pinned: request.pinned,
             automatic: false,
             frozen: request.freeze,
+            complete: true,
             state: SnapshotState::Stored,
             disks: vm.machine.disks.iter().map(|found| disk(&found.volume)).collect(),
         };

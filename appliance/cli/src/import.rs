@@ -1,0 +1,427 @@
+//! `lamina volume import`: a disk image becomes a volume.
+//!
+//! The volume is detached meanwhile, so that no guest sees half of it. Only runs that hold data travel; blocks of zeros are written where
+//! the volume has something else. Pieces are written several at a time and counted as done in order, so that what is kept of an import
+//! that stopped is true. A thread of its own reads the image.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use futures::{StreamExt, stream};
+use hyper::body::Bytes;
+use lamina_api::data::MAX_DATA_BYTES;
+use lamina_api::paths;
+use lamina_api::problem::ProblemKind;
+use lamina_api::volume::{CreateVolume, Volume, VolumeState};
+use lamina_contract::{BlockSize, VolumeName};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::client::Client;
+use crate::complete;
+use crate::confirm;
+use crate::failure::Failure;
+use crate::image::{Backing, Format, Image, ImageError, read_raw};
+use crate::import_state::ImportRecord;
+use crate::printer::size;
+use crate::qemu_nbd::{Access, Served};
+use crate::rate::bytes_a_second;
+use crate::run::{Run, Runs, is_zero, nonzero};
+use crate::session::Session;
+use crate::transfer::{IN_FLIGHT, Progress, TransferError, interrupted};
+
+/// How often what was done is kept.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Makes a volume of a disk image.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Makes a volume of a disk image: raw, qcow2, vmdk, vdi or vhdx.\n\n\
+Without a volume of that name one is made, as large as the image's disk, and attached when it is complete. A volume that is there must be \
+at least as large, must not be used by a guest, and becomes what the image is: what it held before is replaced, which must be confirmed.\n\n\
+Only what holds data travels: holes and blocks of zeros are skipped. Formats other than raw are read through qemu-nbd, which comes with \
+QEMU's tools; nothing is unpacked to disk in between. The format is told by the image's first bytes unless --format says it. An image that \
+names other files (a backing file, a data file) is refused, since whoever made it could have named any file of this machine; \
+--with-backing reads a backing file too, and imports both as one.\n\n\
+An import that stops, by Ctrl-C or because a connection broke, says how to go on: --resume begins where it stopped when the image and the \
+volume are still the same, and otherwise compares, writing only what differs. --verify reads everything back and compares.",
+    after_long_help = "\
+Examples:
+  lamina volume import debian-12.qcow2 web
+  lamina volume import disk.raw db --verify --label tier=gold
+  lamina volume import export.vmdk mail --format vmdk
+  lamina volume import overlay.qcow2 test --with-backing
+  lamina volume import debian-12.qcow2 web --resume"
+)]
+pub(crate) struct ImportArguments {
+    /// The image.
+    #[arg(value_hint = clap::ValueHint::FilePath)]
+    file: PathBuf,
+    /// The volume.
+    #[arg(value_parser = VolumeName::new, add = complete::volumes())]
+    name: VolumeName,
+    /// What the image is [default: what its first bytes say].
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Read its backing file too.
+    #[arg(long)]
+    with_backing: bool,
+    /// Go on with an import that stopped.
+    #[arg(long)]
+    resume: bool,
+    /// Read everything back and compare.
+    #[arg(long)]
+    verify: bool,
+    /// Leave the volume detached.
+    #[arg(long)]
+    detached: bool,
+    /// A label of a new volume; may stand several times.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = crate::labels::one)]
+    labels: Vec<crate::labels::Label>,
+    /// Do not ask before what a volume holds is replaced.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// What an import answers.
+#[derive(Debug, Serialize)]
+struct Imported {
+    volume: Volume,
+    format: &'static str,
+    disk_bytes: u64,
+    data_bytes: u64,
+    written_bytes: u64,
+    verified: bool,
+}
+
+/// What is done with a piece of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It is written.
+    Write,
+    /// It is written where the volume differs.
+    Mend,
+    /// It is compared.
+    Verify,
+}
+
+/// A piece of the image that was read.
+struct Piece {
+    run: Run,
+    bytes: Bytes,
+}
+
+/// What came of a piece.
+struct Handled {
+    run: Run,
+    written: u64,
+    differs: bool,
+}
+
+/// Does it.
+pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Result<(), Failure> {
+    let backing = if arguments.with_backing { Backing::Wanted } else { Backing::Refused };
+    let image = Arc::new(Image::inspect(&arguments.file, arguments.format, backing)?);
+    let Prepared { volume, fresh, attach } = prepare(arguments, &image, session).await?;
+    let import = Import { arguments, image, volume, fresh, session };
+    let begun = Instant::now();
+    let (data_bytes, written_bytes) = import.copy().await?;
+    let took = begun.elapsed();
+    if arguments.verify {
+        import.verify().await?;
+    }
+    let volume: Volume = if attach {
+        session.client.tell(&paths::of_volume(&arguments.name, "attach")).await?
+    } else {
+        session.client.volume(&arguments.name).await?
+    };
+    session.printer.notice(&format!("{} written, {}", size(written_bytes), bytes_a_second(written_bytes, took)));
+    let answer = Imported {
+        volume,
+        format: import.image.format.as_str(),
+        disk_bytes: import.image.disk_bytes,
+        data_bytes,
+        written_bytes,
+        verified: arguments.verify,
+    };
+    session.printer.one(&answer, arguments.name.as_str(), |answer| {
+        let mut rows = crate::volume_view::brief(&answer.volume);
+        rows.push(("image", format!("{}, {} of data", answer.format, size(answer.data_bytes)).into()));
+        rows.push(("verified", if answer.verified { "yes" } else { "no (--verify does)" }.into()));
+        rows
+    })
+}
+
+/// A volume, detached, large enough, and ours to write.
+struct Prepared {
+    volume: Volume,
+    /// It was made for this import: there is nothing in it.
+    fresh: bool,
+    /// It shall be attached afterwards.
+    attach: bool,
+}
+
+async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) -> Result<Prepared, Failure> {
+    let name = &arguments.name;
+    let found = match session.client.volume(name).await {
+        Ok(volume) => Some(volume),
+        Err(error) if error.kind() == Some(ProblemKind::NotFound) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let existed = found.is_some();
+    let volume = match found {
+        Some(volume) => volume,
+        None => {
+            let unit = u64::from(BlockSize::DEFAULT.get());
+            let request = CreateVolume {
+                name: name.to_string(),
+                size_bytes: image.disk_bytes.next_multiple_of(unit),
+                labels: crate::labels::all(&arguments.labels)?,
+                ..CreateVolume::default()
+            };
+            session.client.post(paths::VOLUMES, &request).await?
+        }
+    };
+    if volume.size_bytes < image.disk_bytes {
+        let (has, needs) = (size(volume.size_bytes), whole_size(image.disk_bytes.next_multiple_of(volume.block_size.max(1))));
+        return Err(TransferError::Small { volume: volume.name, has, needs }.into());
+    }
+    if volume.read_only {
+        return Err(TransferError::ReadOnly { volume: volume.name }.into());
+    }
+    let attached = volume.state == VolumeState::Attached;
+    if existed && !arguments.resume && !held(session, name, volume.size_bytes).await?.is_empty() {
+        confirm::loss(&format!("importing replaces what volume '{name}' holds"), name.as_str(), arguments.yes)?;
+    }
+    let volume = if attached && !volume.connected { session.client.tell(&paths::of_volume(name, "detach")).await? } else { volume };
+    Ok(Prepared { volume, fresh: !existed, attach: (attached || arguments.resume) && !arguments.detached })
+}
+
+/// Where a volume of `size_bytes` may have something else than zeros: all of it when the daemon cannot tell.
+async fn held(session: &Session, name: &VolumeName, size_bytes: u64) -> Result<Vec<Run>, Failure> {
+    match session.client.extents(name).await {
+        Ok(extents) => Ok(extents.into_iter().map(Run::from).collect()),
+        Err(error) if error.kind() == Some(ProblemKind::Unavailable) => Ok(vec![Run::new(0, size_bytes)]),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A size that says every byte.
+fn whole_size(bytes: u64) -> String {
+    [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
+        .into_iter()
+        .find(|(unit, _)| bytes.is_multiple_of(*unit))
+        .map_or_else(|| bytes.to_string(), |(unit, name)| format!("{} {name}", bytes / unit))
+}
+
+/// An import under way.
+struct Import<'a> {
+    arguments: &'a ImportArguments,
+    image: Arc<Image>,
+    volume: Volume,
+    fresh: bool,
+    session: &'a Session,
+}
+
+impl Import<'_> {
+    /// Copies; answers the image's bytes of data, and how many were written.
+    async fn copy(&self) -> Result<(u64, u64), Failure> {
+        let mut record = ImportRecord::new(&self.image, &self.volume.id);
+        let (data, dirty) = self.layout(self.fresh).await?;
+        let (way, from) = match (self.arguments.resume, record.found()) {
+            (true, Some(done)) => {
+                self.session.printer.notice(&format!("going on at {} of {}", size(done), size(self.image.disk_bytes)));
+                (Way::Write, done)
+            }
+            (true, None) => {
+                self.session.printer.notice("nothing is known of where it stopped: comparing, and writing what differs");
+                (Way::Mend, 0)
+            }
+            // Writing zeros to all of a volume of which nothing is known would take longer than looking.
+            (false, _) if dirty.bytes() == self.volume.size_bytes => (Way::Mend, 0),
+            (false, _) => (Way::Write, 0),
+        };
+        let plan = data.joined(&dirty, from);
+        let (mut done, mut written, mut kept) = (from, 0, Instant::now());
+        let outcome = self
+            .pass(way, &plan, &dirty, |handled| {
+                (done, written) = (handled.run.end(), written + handled.written);
+                if kept.elapsed() >= KEEP_EVERY {
+                    kept = Instant::now();
+                    // Without it the import could still go on by comparing.
+                    let _ = record.keep(done);
+                }
+            })
+            .await;
+        match outcome {
+            Ok(()) => {
+                record.forget();
+                Ok((data.bytes(), written))
+            }
+            Err(cause) => {
+                let kept = if way == Way::Write { record.keep(done) } else { Ok(()) };
+                if kept.is_err() {
+                    self.session.printer.warn("where it stopped could not be kept; --resume will compare");
+                }
+                Err(self.stopped(done, cause).into())
+            }
+        }
+    }
+
+    fn stopped(&self, done: u64, cause: TransferError) -> TransferError {
+        let ImportArguments { file, name, format, with_backing, .. } = self.arguments;
+        let format = format.map(|format| format!(" --format {}", format.as_str())).unwrap_or_default();
+        let backing = if *with_backing { " --with-backing" } else { "" };
+        TransferError::Stopped {
+            volume: name.to_string(),
+            done: size(done),
+            total: size(self.image.disk_bytes),
+            again: format!(
+                "lamina volume import {} {name} --resume{format}{backing}",
+                crate::shell::quoted(&file.to_string_lossy())
+            ),
+            cause: Box::new(cause),
+        }
+    }
+
+    async fn verify(&self) -> Result<(), Failure> {
+        let (data, dirty) = self.layout(false).await?;
+        let (mut pieces, mut first) = (0, None);
+        self.pass(Way::Verify, &data.joined(&dirty, 0), &dirty, |handled| {
+            if handled.differs {
+                pieces += 1;
+                first.get_or_insert(handled.run.offset);
+            }
+        })
+        .await?;
+        match first {
+            None => Ok(()),
+            Some(first) => Err(TransferError::Differs { volume: self.volume.name.clone(), pieces, first }.into()),
+        }
+    }
+
+    /// Where the image has data, and where the volume may have some.
+    async fn layout(&self, empty: bool) -> Result<(Runs, Runs), Failure> {
+        let (unit, limit) = (self.volume.block_size.max(1), self.volume.size_bytes);
+        let image = Arc::clone(&self.image);
+        let runs = tokio::task::spawn_blocking(move || image.runs()).await.map_err(|_| self.lost())??;
+        let held = if empty { Vec::new() } else { held(self.session, &self.arguments.name, limit).await? };
+        Ok((Runs::aligned(runs, unit, limit), Runs::aligned(held, unit, limit)))
+    }
+
+    fn lost(&self) -> TransferError {
+        TransferError::Lost { file: self.image.file.clone() }
+    }
+
+    /// Goes through `plan` once. `dirty` is where the volume may have something else than zeros; `each` hears of pieces in order.
+    async fn pass(&self, way: Way, plan: &Runs, dirty: &Runs, mut each: impl FnMut(&Handled)) -> Result<(), TransferError> {
+        let what = if way == Way::Verify { "verified" } else { "imported" };
+        let mut progress = Progress::new(&self.session.printer, what, plan.bytes());
+        let (sender, pieces) = mpsc::channel(IN_FLIGHT);
+        let (image, wanted) = (Arc::clone(&self.image), plan.pieces().collect::<Vec<_>>());
+        // It ends by itself when nobody takes pieces any more.
+        let reader = std::thread::spawn(move || read(&image, wanted, &sender));
+        let piece = Handling { client: &self.session.client, name: &self.arguments.name, unit: self.volume.block_size, way, dirty };
+        let read = stream::unfold(pieces, |mut pieces| async { pieces.recv().await.map(|piece| (piece, pieces)) });
+        let mut handled = std::pin::pin!(read.map(|read| piece.handle(read)).buffered(IN_FLIGHT));
+        let mut end = std::pin::pin!(interrupted());
+        loop {
+            tokio::select! {
+                next = handled.next() => match next {
+                    Some(handled) => {
+                        let handled = handled?;
+                        progress.add(handled.run.length);
+                        each(&handled);
+                    }
+                    None => break,
+                },
+                () = &mut end => return Err(TransferError::Interrupted),
+            }
+        }
+        // All pieces came: the thread has ended, or is about to.
+        reader.join().map_err(|_| self.lost())
+    }
+}
+
+/// How pieces are handled.
+struct Handling<'a> {
+    client: &'a Client,
+    name: &'a VolumeName,
+    unit: u64,
+    way: Way,
+    dirty: &'a Runs,
+}
+
+impl Handling<'_> {
+    async fn handle(&self, read: Result<Piece, ImageError>) -> Result<Handled, TransferError> {
+        let Piece { run, bytes } = read?;
+        let mut handled = Handled { run, written: 0, differs: false };
+        // Where the volume has nothing it has zeros.
+        let clean = !self.dirty.touch(run);
+        if self.way != Way::Write {
+            handled.differs =
+                if clean { !is_zero(&bytes) } else { self.client.read(self.name, run.offset, run.length).await? != bytes };
+            if self.way == Way::Verify || !handled.differs {
+                return Ok(handled);
+            }
+        }
+        let parts =
+            if clean { nonzero(&bytes, usize::try_from(self.unit).unwrap_or(usize::MAX)) } else { vec![Run::new(0, run.length)] };
+        for part in parts {
+            let (begin, end) = (part.offset as usize, part.end() as usize);
+            self.client.write(self.name, run.offset + part.offset, bytes.slice(begin..end)).await?;
+            handled.written += part.length;
+        }
+        Ok(handled)
+    }
+}
+
+/// Reads `wanted` and hands it over; the first failure is the last word.
+fn read(image: &Image, wanted: Vec<Run>, pieces: &mpsc::Sender<Result<Piece, ImageError>>) {
+    let mut source = match Source::open(image) {
+        Ok(source) => source,
+        Err(error) => {
+            // Nobody listens when the import was given up.
+            let _ = pieces.blocking_send(Err(error));
+            return;
+        }
+    };
+    for run in wanted {
+        // A piece is at most one request.
+        let mut bytes = vec![0; run.length.min(MAX_DATA_BYTES) as usize];
+        let read = source.read(image, run.offset, &mut bytes).map(|()| Piece { run, bytes: Bytes::from(bytes) });
+        let failed = read.is_err();
+        if pieces.blocking_send(read).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// What an image's bytes come from.
+enum Source {
+    Raw(File),
+    Served(Served),
+}
+
+impl Source {
+    fn open(image: &Image) -> Result<Self, ImageError> {
+        match image.format {
+            Format::Raw => File::open(&image.file).map(Self::Raw).map_err(|cause| unreadable(image, cause)),
+            format => Served::start(&image.file, format, Access::Read, image.disk_bytes).map(Self::Served),
+        }
+    }
+
+    fn read(&mut self, image: &Image, offset: u64, into: &mut [u8]) -> Result<(), ImageError> {
+        match self {
+            Self::Raw(file) => read_raw(file, offset, into).map_err(|cause| unreadable(image, cause)),
+            Self::Served(served) => served.read(offset, into),
+        }
+    }
+}
+
+fn unreadable(image: &Image, cause: std::io::Error) -> ImageError {
+    ImageError::File { doing: "read", file: image.file.clone(), cause }
+}

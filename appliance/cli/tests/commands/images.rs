@@ -1,0 +1,239 @@
+//! Images in and out: real ones, made and compared by `qemu-img`, through an appliance in memory.
+
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lamina_api::appliance::{VolumeData, Volumes};
+use lamina_api::volume::VolumeFilter;
+use lamina_contract::VolumeName;
+
+use crate::daemon::{Daemon, daemon};
+
+const DISK: u64 = 64 << 20;
+/// Where a test disk has data: at its start, across a request's border, alone in the middle, at its end.
+const DATA: [(u64, usize); 4] = [(0, 4096), ((1 << 20) - 6000, 12_000), (33 << 20, 65_536), (DISK - 512, 512)];
+
+fn qemu_img(arguments: &[&str]) {
+    let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img: see tests/install-packages.sh");
+    assert!(output.status.success(), "qemu-img {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A sparse raw image with bytes that do not repeat.
+fn raw(dir: &Path) -> PathBuf {
+    let path = dir.join("disk.raw");
+    let mut file = File::create(&path).expect("create");
+    file.set_len(DISK).expect("sparse");
+    for (offset, length) in DATA {
+        let bytes: Vec<u8> = (0..length).map(|at| ((at * 7 + at / 251) % 255 + 1) as u8).collect();
+        file.seek(SeekFrom::Start(offset)).expect("seek");
+        file.write_all(&bytes).expect("written");
+    }
+    // Zeros that are written are data to the file system, and none to us.
+    file.seek(SeekFrom::Start(20 << 20)).expect("seek");
+    file.write_all(&[0; 1 << 20]).expect("written");
+    path
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("text")
+}
+
+fn allocated(daemon: &Daemon, name: &str) -> u64 {
+    let name = VolumeName::new(name).expect("a name");
+    daemon.fake.extents(&name, 0, 10_000).expect("extents").extents.iter().map(|extent| extent.length).sum()
+}
+
+fn volumes(daemon: &Daemon) -> Vec<String> {
+    let all = daemon.fake.volumes(&VolumeFilter::default(), &lamina_api::page::Page::all()).expect("volumes");
+    all.volumes.into_iter().map(|volume| volume.name).collect()
+}
+
+#[test]
+fn a_raw_image_comes_in_without_its_zeros_and_goes_out_the_same() {
+    let daemon = daemon();
+    let image = raw(daemon.dir.path());
+    let done = daemon.json(&["volume", "import", path(&image), "web", "--verify", "--label", "tier=gold"]);
+    assert_eq!(
+        (done["format"].as_str(), done["disk_bytes"].as_u64(), done["verified"].as_bool()),
+        (Some("raw"), Some(DISK), Some(true))
+    );
+    assert_eq!((done["volume"]["state"].as_str(), done["volume"]["labels"]["tier"].as_str()), (Some("attached"), Some("gold")));
+    // One block; four across the border; sixteen; the last one.
+    assert_eq!((allocated(&daemon, "web"), done["written_bytes"].as_u64()), (22 * 4096, Some(22 * 4096)));
+
+    let back = daemon.dir.path().join("back.raw");
+    let done = daemon.json(&["volume", "export", "web", path(&back)]);
+    assert_eq!((done["format"].as_str(), done["disk_bytes"].as_u64()), (Some("raw"), Some(DISK)));
+    assert!(fs::read(&image).expect("read") == fs::read(&back).expect("read"), "the bytes differ");
+    assert!(fs::metadata(&back).expect("metadata").blocks() * 512 < 1 << 20, "not sparse");
+    assert_eq!(volumes(&daemon), ["web"], "the temporary clone stayed");
+    assert_eq!(daemon.ok(&["snapshot", "list", "web", "-q"]), "", "the temporary snapshot stayed");
+
+    let mut export = daemon.command(&["export", "web", "-", "--format", "raw", "--quiet"]);
+    let stream = export.stdout(Stdio::piped()).output().expect("runs");
+    assert!(stream.status.success() && stream.stdout == fs::read(&image).expect("read"), "stdout differs");
+}
+
+#[test]
+fn a_compressed_qcow2_comes_in_and_goes_out_as_qcow2() {
+    let daemon = daemon();
+    let image = raw(daemon.dir.path());
+    let qcow2 = daemon.dir.path().join("a,b.qcow2");
+    qemu_img(&["convert", "-q", "-c", "-f", "raw", "-O", "qcow2", path(&image), path(&qcow2)]);
+    let text = daemon.ok(&["import", path(&qcow2), "web", "--verify"]);
+    assert!(text.contains("qcow2") && text.contains("verified  yes"), "{text}");
+    daemon.ok(&["snapshot", "create", "web@now"]);
+    for (arguments, name) in [(&["web@now"][..], "plain.qcow2"), (&["web", "--compress"], "small,er.qcow2")] {
+        let file = daemon.dir.path().join(name);
+        daemon.ok(&[&["volume", "export"], arguments, &[path(&file)]].concat());
+        qemu_img(&["check", "-q", "-f", "qcow2", path(&file)]);
+        // With escaped commas, since qemu-img takes them for options.
+        let options = format!("driver=qcow2,file.driver=file,file.filename={}", path(&file).replace(',', ",,"));
+        let compare =
+            ["compare", "-q", "--image-opts", &options, &format!("driver=raw,file.driver=file,file.filename={}", path(&image))];
+        qemu_img(&compare);
+        assert!(fs::metadata(&file).expect("metadata").len() < 2 << 20);
+    }
+    assert_eq!(volumes(&daemon), ["web"]);
+}
+
+#[test]
+fn other_formats_come_in_through_qemu() {
+    let daemon = daemon();
+    let image = raw(daemon.dir.path());
+    for format in ["vmdk", "vdi", "vhdx"] {
+        let other = daemon.dir.path().join(format!("disk.{format}"));
+        qemu_img(&["convert", "-q", "-f", "raw", "-O", format, path(&image), path(&other)]);
+        let done = daemon.json(&["import", path(&other), format, "--verify", "--quiet"]);
+        assert_eq!(done["format"], format);
+        assert_eq!(allocated(&daemon, format), 22 * 4096, "{format}");
+    }
+}
+
+#[test]
+fn an_image_that_names_other_files_is_refused_unless_that_is_wanted() {
+    let daemon = daemon();
+    let dir = daemon.dir.path();
+    let image = raw(dir);
+    let overlay = dir.join("overlay.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", "-b", path(&image), "-F", "raw", path(&overlay)]);
+    let stderr = daemon.fails(1, &["import", path(&overlay), "web"]);
+    assert!(stderr.contains("has the backing file") && stderr.contains("--with-backing"), "{stderr}");
+    let outside = dir.join("outside.qcow2");
+    let option = format!("data_file={},data_file_raw=on", path(&dir.join("data.raw")));
+    qemu_img(&["create", "-q", "-f", "qcow2", "-o", &option, path(&outside), "1M"]);
+    assert!(daemon.fails(1, &["import", path(&outside), "web"]).contains("has its data in"));
+    // A guest that writes a header into its raw disk does not choose the format, nor the backing file.
+    let disguised = dir.join("disguised.raw");
+    fs::copy(&overlay, &disguised).expect("copied");
+    assert!(daemon.fails(1, &["import", path(&disguised), "web"]).contains("has the backing file"));
+    daemon.ok(&["import", path(&disguised), "literally", "--format", "raw"]);
+    assert!(!volumes(&daemon).contains(&"web".to_owned()), "a refused image left a volume");
+    daemon.ok(&["import", path(&overlay), "web", "--with-backing", "--verify"]);
+    assert_eq!(allocated(&daemon, "web"), 22 * 4096);
+}
+
+#[test]
+fn what_a_volume_holds_is_replaced_when_that_is_confirmed() {
+    let daemon = daemon();
+    let image = raw(daemon.dir.path());
+    daemon.ok(&["volume", "create", "web", "--size", "128MiB"]);
+    daemon.ok(&["volume", "create", "small", "--size", "1MiB"]);
+    let web = VolumeName::new("web").expect("a name");
+    for offset in [0, 2 << 20, 127 << 20] {
+        daemon.fake.write_data(&web, offset, &[9; 8192]).expect("written");
+    }
+    let stderr = daemon.fails(2, &["import", path(&image), "web"]);
+    assert!(stderr.contains("replaces what volume 'web' holds") && stderr.contains("advice: add --yes"), "{stderr}");
+    daemon.ok(&["import", path(&image), "web", "--yes", "--verify"]);
+    assert_eq!(daemon.fake.read_data(&web, 2 << 20, 8192).expect("read"), [0; 8192]);
+    assert_eq!(daemon.fake.read_data(&web, 127 << 20, 8192).expect("read"), [0; 8192]);
+    let stderr = daemon.fails(5, &["import", path(&image), "small"]);
+    assert!(stderr.contains("has 1 MiB") && stderr.contains("advice: lamina volume resize small 64MiB"), "{stderr}");
+    let back = daemon.dir.path().join("back.raw");
+    File::create(&back).expect("create");
+    assert!(daemon.fails(1, &["export", "web", path(&back)]).contains("add --force"));
+    daemon.ok(&["export", "web", path(&back), "--force"]);
+    assert!(daemon.fails(1, &["export", "web", "/nowhere/x.raw"]).contains("cannot write /nowhere/x.raw.part"));
+    assert!(daemon.fails(1, &["import", "/dev/null", "x"]).contains("is empty"));
+    assert_eq!(volumes(&daemon), ["small", "web"]);
+}
+
+#[test]
+fn a_copy_that_differs_is_found_and_mended() {
+    let daemon = daemon();
+    let image = raw(daemon.dir.path());
+    daemon.ok(&["import", path(&image), "web"]);
+    let web = VolumeName::new("web").expect("a name");
+    daemon.fake.write_data(&web, 33 << 20, &[200]).expect("written");
+    daemon.fake.write_data(&web, 50 << 20, &[200]).expect("written");
+    // Nothing is known of an import that ended well: so it is compared.
+    let output = daemon.lamina(&["import", path(&image), "web", "--resume", "--verify", "-o", "json"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("comparing"), "{stderr}");
+    let done: serde_json::Value = serde_json::from_slice(&output.stdout).expect("json");
+    assert_eq!(done["written_bytes"].as_u64(), Some(65_536 + 4096), "only what differs is written");
+}
+
+#[test]
+fn an_import_that_was_interrupted_goes_on_where_it_stopped() {
+    let daemon = daemon();
+    let path_of = daemon.dir.path().join("large.raw");
+    // Four hundred pieces: an appliance in memory takes some seconds for them.
+    let mut file = File::create(&path_of).expect("create");
+    for at in 0..400u64 {
+        file.seek(SeekFrom::Start(at << 20)).expect("seek");
+        file.write_all(&[(at % 255) as u8 + 1; 16_384]).expect("written");
+    }
+    file.set_len(400 << 20).expect("sparse");
+    let mut child =
+        daemon.command(&["import", path(&path_of), "web"]).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    let web = VolumeName::new("web").expect("a name");
+    let until = Instant::now() + Duration::from_secs(60);
+    let written = || daemon.fake.extents(&web, 0, 100_000).map(|list| list.extents.len()).unwrap_or(0);
+    while written() < 40 {
+        assert!(Instant::now() < until && child.try_wait().expect("a state").is_none(), "it ended before it could be interrupted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let output = child.wait_with_output().expect("ended");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("stopped at") && stderr.contains(" web --resume"), "{stderr}");
+    let before = written();
+    assert!(before < 400, "it was not interrupted");
+    assert_eq!(daemon.json(&["volume", "show", "web"])["state"], "detached");
+
+    let output = daemon.lamina(&["import", path(&path_of), "web", "--resume", "--verify", "-o", "json"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("going on at"), "{stderr}");
+    let done: serde_json::Value = serde_json::from_slice(&output.stdout).expect("json");
+    let again = done["written_bytes"].as_u64().expect("a number") / 16_384;
+    // What was on its way when it stopped may be written twice.
+    assert!((400 - before as u64..=400 - before as u64 + 8).contains(&again), "{again} written again, {before} were there");
+    assert_eq!((written(), done["volume"]["state"].as_str()), (400, Some("attached")));
+}
+
+#[test]
+fn an_export_that_was_interrupted_leaves_neither_a_clone_nor_a_file() {
+    let daemon = daemon();
+    daemon.ok(&["volume", "create", "slow-1", "--size", "1GiB"]);
+    let file = daemon.dir.path().join("x.raw");
+    let mut child =
+        daemon.command(&["export", "slow-1", path(&file)]).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    let until = Instant::now() + Duration::from_secs(30);
+    while volumes(&daemon).len() < 2 {
+        assert!(Instant::now() < until && child.try_wait().expect("a state").is_none(), "no clone came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
+    let output = child.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(volumes(&daemon), ["slow-1"]);
+    assert_eq!(daemon.ok(&["snapshot", "list", "slow-1", "-q"]), "");
+    assert!(!file.exists() && !file.with_extension("raw.part").exists());
+}
