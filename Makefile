@@ -13,7 +13,7 @@ NEXTEST := $(or $(shell command -v cargo-nextest),$(TOOLS)/bin/cargo-nextest)
 help:    ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: packages    ## builds, then a guest in QEMU writes; two drives vanish, the daemon is killed, every byte is still right
+demo: packages    ## builds, then a guest in QEMU writes; its disk is broken, rolled back and cloned; two drives vanish, the daemon is killed, every byte is still right
 	$(CARGO) build --release --locked -p laminad -p lamina-cli -p lamina-journeys --bins
 	$(CARGO) run --release --locked -p lamina-journeys --bin demo
 

@@ -3,6 +3,8 @@
 //! The client is the `blkio` crate over vhost-user; data is random; sets are written before on both sides. Each line of the
 //! acceptance is a row with PASS or MISS. Exit code 1 means that something failed, 2 that a figure was missed.
 
+mod boot_set;
+mod boot_storm;
 mod bounds;
 mod contender;
 mod idle;
@@ -10,6 +12,7 @@ mod limits;
 mod load;
 mod pattern_store;
 mod report;
+mod resident;
 mod settings;
 mod speed;
 mod sustained;
@@ -59,6 +62,9 @@ fn run(settings: &Settings, report: &mut Report) -> Result<(), HarnessError> {
     let machine = limits::measure(settings, report);
     // Each group in a place of its own: what one leaves on disk is gone before the next.
     speed_groups(settings, report)?;
+    if settings.wants("storm") {
+        boot_storm::run(Place::new()?.path(), settings, report)?;
+    }
     if settings.wants("sustained") {
         sustained::run(Place::new()?.path(), settings, machine, report)?;
     }

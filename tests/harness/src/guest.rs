@@ -58,7 +58,13 @@ impl GuestOptions {
     #[must_use]
     pub fn with_disk(socket: &Path) -> Self {
         let disk = GuestDisk { socket: socket.to_owned(), queues: 2 };
-        Self { disks: vec![disk], reboots: false, words: String::new(), extra: Vec::new(), timeouts: BootTimeouts::default() }
+        Self { disks: vec![disk], ..Self::without_disks() }
+    }
+
+    /// A machine without disks.
+    #[must_use]
+    pub fn without_disks() -> Self {
+        Self { disks: Vec::new(), reboots: false, words: String::new(), extra: Vec::new(), timeouts: BootTimeouts::default() }
     }
 }
 

@@ -65,6 +65,28 @@ impl StorageDaemon {
         Ok(daemon)
     }
 
+    /// Serves `count` qcow2 overlays of one raw file, made anew in `directory`: `overlay0`, `overlay1`, … The file is opened once for all.
+    ///
+    /// # Errors
+    /// When QEMU's tools are missing or refuse.
+    pub fn start_overlays(directory: &Path, base: &Path, count: usize, cache: Cache) -> Result<Self, HarnessError> {
+        let mut command = Command::new("qemu-storage-daemon");
+        command.arg("--blockdev").arg(format!("driver=raw,node-name=base,read-only=on,{}", protocol(base, cache)));
+        let mut sockets = Vec::new();
+        for index in 0..count {
+            let (file, socket) = (directory.join(format!("overlay{index}")), directory.join(format!("overlay{index}.sock")));
+            overlay(&file, base)?;
+            let node = format!("driver=qcow2,node-name=disk{index},discard=unmap,backing=base,{}", protocol(&file, cache));
+            let address = format!("addr.type=unix,addr.path={}", socket.display());
+            let export = format!("type=vhost-user-blk,id=e{index},{address},node-name=disk{index},writable=on,num-queues=1");
+            command.arg("--blockdev").arg(node).arg("--export").arg(export);
+            sockets.push(socket);
+        }
+        let mut daemon = Self { process: Process::spawn("qemu-storage-daemon", command)?, sockets };
+        daemon.wait_for_sockets()?;
+        Ok(daemon)
+    }
+
     fn wait_for_sockets(&mut self) -> Result<(), HarnessError> {
         let limit = Duration::from_secs(30);
         let until = Instant::now() + limit;
@@ -144,6 +166,16 @@ fn preallocate(file: &Path, size: ByteSize) -> Result<(), HarnessError> {
 fn image(file: &Path, size: ByteSize) -> Result<(), HarnessError> {
     let mut command = Command::new("qemu-img");
     command.args(["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"]).arg(file).arg(size.0.to_string());
+    make(command)
+}
+
+fn overlay(file: &Path, base: &Path) -> Result<(), HarnessError> {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(base).arg(file);
+    make(command)
+}
+
+fn make(mut command: Command) -> Result<(), HarnessError> {
     let made = command.output().map_err(|cause| HarnessError::Program { doing: "run", program: "qemu-img".to_owned(), cause })?;
     if made.status.success() {
         Ok(())

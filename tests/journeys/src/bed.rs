@@ -64,6 +64,23 @@ pub fn wait_attached(socket: &Path) -> Result<(), HarnessError> {
     Ok(())
 }
 
+/// Waits until no guest is connected to a volume any more: a daemon may hear a moment later that a guest's machine has ended.
+///
+/// # Errors
+/// [`HarnessError::Late`].
+pub fn wait_unconnected(daemon: &Daemon, volume: &str) -> Result<(), HarnessError> {
+    let limit = Duration::from_secs(20);
+    let until = Instant::now() + limit;
+    while daemon.volume(volume)?.json["connected"] == true {
+        if Instant::now() > until {
+            let waiting_for = format!("end of the connection to {volume}");
+            return Err(HarnessError::Late { program: "laminad".to_owned(), waiting_for, limit, log: String::new() });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Takes a drive away while the daemon uses it, as `rm -rf` does: what is written to it meanwhile is removed too.
 ///
 /// # Errors
