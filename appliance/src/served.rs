@@ -608,7 +608,11 @@ pub(crate) fn of_engine(error: &EngineError) -> Problem {
             Some(begins) => format!("its window begins at {}", lamina_api::instant::rfc3339(*begins)),
             None => "it keeps no past: set a CDP window first".to_owned(),
         }),
-        EngineError::TooManyWaiting { .. } | EngineError::Halted { .. } | EngineError::ParentNotOpen { .. } => {
+        EngineError::TooManyWaiting { .. }
+        | EngineError::Halted { .. }
+        | EngineError::Busy { .. }
+        | EngineError::StoreDown
+        | EngineError::ParentNotOpen { .. } => {
             Problem::caused(ProblemKind::Unavailable, error).advise("`lamina status` says what is wrong")
         }
         EngineError::Coordination(inner) => of_coordination(inner),

@@ -79,7 +79,14 @@ impl Node {
             })
             .collect();
         let (coordination, all) = (self.core.coordination.clone(), records.clone());
-        self.core.run_heavy(move || coordination.create_all(&all)).await.ok_or(EngineError::Interrupted)??;
+        let created = self.core.run_heavy(move || coordination.create_all(&all)).await.ok_or(EngineError::Interrupted)?;
+        if let Err(error) = created {
+            // All or none: an answer that was lost is found by any of them.
+            let found = records.first().is_some_and(|record| self.core.coordination.get(record.id).is_ok());
+            if !found {
+                return Err(error.into());
+            }
+        }
         failpoint::hit(failpoint::CLONE_AFTER_REGISTER);
         let put = |record: VolumeRecord| async move { self.sources.put_identity(&record).await };
         let identities = futures::stream::iter(records.clone()).map(put);

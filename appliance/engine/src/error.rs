@@ -145,6 +145,15 @@ pub enum EngineError {
         /// How many.
         waiting: usize,
     },
+    /// Changes of a volume are under way that do not end.
+    #[error("volume {volume} is busy")]
+    Busy {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// The store takes nothing now.
+    #[error("the store takes no objects now")]
+    StoreDown,
     /// The volume does not accept changes.
     #[error("volume {volume} is halted")]
     Halted {

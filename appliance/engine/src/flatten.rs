@@ -56,7 +56,7 @@ impl Node {
             }
             return self.forget_parent(&volume).await;
         }
-        Err(EngineError::Cancelled)
+        Err(EngineError::Busy { volume: id })
     }
 
     /// Waits until a volume stands on map pages alone.
@@ -168,6 +168,10 @@ impl Volume {
             let unreadable = |_| EngineError::Unreadable { volume: self.id(), block };
             let source = self.located(block).await.map_err(unreadable)?;
             let is_foreign = matches!(&source, Source::Stored { location: Location { ancestor: 1.., .. }, .. });
+            if matches!(&source, Source::Lost) {
+                // It is lost in the parent: as long as nobody writes or discards it, its map page is the parent's.
+                return Err(EngineError::Unreadable { volume: self.id(), block });
+            }
             if is_foreign {
                 let bytes = self.bytes_of(source).await.map_err(unreadable)?;
                 let fill = |to: &mut [u8]| {

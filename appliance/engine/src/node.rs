@@ -20,7 +20,7 @@ use crate::error::EngineError;
 use crate::failpoint;
 use crate::fetch::Fetcher;
 use crate::journal::{Journal, JournalConfig};
-use crate::layers::Layers;
+use crate::layers::{Base, Layers};
 use crate::lineage::Lineage;
 use crate::namespace::Namespace;
 use crate::opening::{Opening, Stranded};
@@ -626,6 +626,12 @@ impl Volume {
     /// Whether a closed container should go to the store now.
     fn wants_store(&self) -> bool {
         let layers = self.layers.read();
+        if let Base::View { view, .. } = layers.base()
+            && view.root().is_none()
+        {
+            // Nothing can be stored before what it stands on is; who stores that wakes us.
+            return false;
+        }
         // A promised snapshot is not kept waiting.
         if layers.cuts() > 0 {
             return true;

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::stream::StreamExt;
+use lamina_contract::snapshot::MOST_LABELS;
 use lamina_contract::{
     Clock, Coordination, Cut, Disk, Epoch, Location, Ownership, RecordChange, ScoNumber, SnapshotId, Timestamp, VolumeId,
     VolumeRecord,
@@ -95,6 +96,9 @@ impl Opened {
                 tracing::error!(volume = %self.id, snapshot = %cut.note.name,
                     "the journal lost blocks that the snapshot held: it shows the volume as it came back");
                 let mut short = Cut { after: last, ..(**cut).clone() };
+                if short.note.labels.len() >= MOST_LABELS {
+                    short.note.labels.pop_last();
+                }
                 short.note.labels.insert(CUT_SHORT.to_owned(), "the journal was lost".to_owned());
                 *cut = Arc::new(short);
                 self.snapshots.replace(cut.clone());
@@ -159,7 +163,11 @@ impl Opening {
         }
         // In one decision: each costs the registry as much as all do. A volume whose turn does not come is taken again by who opens it.
         let all: Vec<_> = waiting.iter().map(|record| (record.id, Epoch(0))).collect();
-        let owners = if all.is_empty() { Vec::new() } else { sources.coordination.take_all(&all)? };
+        let owners = match sources.coordination.take_all(&all) {
+            Ok(owners) => owners,
+            // One that cannot be taken keeps no others from opening.
+            Err(_) => all.iter().filter_map(|(id, at_least)| sources.coordination.take(*id, *at_least).ok()).collect(),
+        };
         let owners: HashMap<VolumeId, Ownership> = owners.into_iter().map(|owner| (owner.volume, owner)).collect();
         // Parents before their clones.
         while !waiting.is_empty() {
@@ -195,7 +203,11 @@ impl Opening {
         };
         let opened = match (origin, owner) {
             (Ok(origin), Some(owner)) => sources.open_owned(owner, origin).await,
-            (Ok(_), None) => Err(EngineError::Unknown { volume: record.id }),
+            // Said by the registry once more.
+            (Ok(_), None) => match sources.coordination.take(record.id, Epoch(0)) {
+                Ok(_) => Err(EngineError::Unknown { volume: record.id }),
+                Err(error) => Err(error.into()),
+            },
             (Err(error), _) => Err(error),
         };
         (record, opened)

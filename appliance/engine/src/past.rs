@@ -122,7 +122,7 @@ impl Volume {
         self.decide_past(&mut state, Vec::new()).await
     }
 
-    /// Notes the size that the volume has from now on.
+    /// Notes the size that the volume has from now on. All that it accepted before is stored, and changes wait.
     pub(crate) async fn mark_past(self: &Arc<Self>) -> Result<(), EngineError> {
         if self.settings().cdp_ms == 0 {
             return Ok(());
@@ -146,8 +146,8 @@ impl Volume {
                 }
             }
             let tlog = state.manifest.checkpoint_tlog;
-            // The window begins now. Later roots date from their last entry: what is accepted and not stored yet belongs behind them.
-            let time = if past.is_empty() { self.core.clock.wall() } else { state.last_time };
+            // The window begins now, or all that was accepted is stored: what comes later belongs behind this root.
+            let time = past.last().map_or(self.core.clock.wall(), |last| self.core.clock.wall().max(last.time));
             past.push(PastRoot { time, tlog, size_bytes: self.size_bytes(), map_root: map_root(&state.manifest)? });
         }
         let stored = self.snapshots.stored();

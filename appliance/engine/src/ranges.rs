@@ -38,6 +38,11 @@ impl Ranges {
         self.waiting.push((range, request));
     }
 
+    /// Gives up what waits; says whether a range is held.
+    pub(crate) fn refuse(&mut self) -> (bool, Vec<Request>) {
+        (!self.held.is_empty(), self.waiting.drain(..).map(|(_, request)| request).collect())
+    }
+
     /// Gives a range back; returns every waiting request, to be submitted again in their order.
     pub(crate) fn release(&mut self, id: RangeId) -> Vec<Request> {
         self.held.retain(|(held, _)| *held != id);

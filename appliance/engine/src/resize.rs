@@ -36,11 +36,15 @@ impl Node {
         }
         // Requests under way were checked against the old end.
         let paused = Paused::all(std::iter::once(volume.clone()));
-        let resized = self.resize_paused(&volume, before, bytes, force).await;
-        drop(paused);
-        resized?;
+        self.resize_paused(&volume, before, bytes, force).await?;
         tracing::info!(volume = %id, before, bytes, "volume resized");
-        volume.mark_past().await
+        if volume.settings().cdp_ms > 0 {
+            // A moment of the past has the size of then: no entry may lie on both sides.
+            self.store_all(&volume).await?;
+            volume.mark_past().await?;
+        }
+        drop(paused);
+        Ok(())
     }
 
     async fn resize_paused(&self, volume: &Arc<Volume>, before: u64, bytes: u64, force: bool) -> Result<(), EngineError> {
@@ -59,7 +63,21 @@ impl Node {
         }
         let (coordination, owner) = (self.core.coordination.clone(), volume.ownership());
         let changed = self.core.run_heavy(move || coordination.change(&[(owner, RecordChange::Size(bytes))])).await;
-        changed.ok_or(EngineError::Interrupted)??;
+        let changed = changed.ok_or(EngineError::Interrupted).and_then(|changed| Ok(changed?));
+        if let Err(error) = changed {
+            match self.core.coordination.get(volume.id()) {
+                // Its answer was lost.
+                Ok(record) if record.spec.size_bytes == bytes => {}
+                Ok(_) => return Err(error),
+                Err(unknown) => {
+                    // The next start may find the new size: nothing may be accepted behind it until then.
+                    tracing::error!(volume = %volume.id(), error = &unknown as &dyn std::error::Error,
+                        "whether the volume was resized cannot be found out; it is halted");
+                    volume.halt();
+                    return Err(error);
+                }
+            }
+        }
         volume.set_size(bytes);
         volume.size_follows(bytes);
         if bytes < before { volume.give_back(ends.0, ends.1).await } else { Ok(()) }

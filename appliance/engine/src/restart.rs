@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use lamina_contract::{
-    Coordination, CoordinationError, Cut, Epoch, Generation, Ownership, Parent, ScoNumber, Timestamp, TlogNumber, VolumeId,
-    VolumeName, VolumeRecord, VolumeSpec,
+    Coordination, CoordinationError, Cut, Epoch, Generation, Ownership, Parent, RecordChange, ScoNumber, SnapshotId, Timestamp,
+    TlogNumber, VolumeId, VolumeName, VolumeRecord, VolumeSpec,
 };
 use lamina_formats::FormatError;
 use lamina_formats::catalog::{Catalog, PastRoot, StoredSnapshot};
@@ -120,7 +120,14 @@ impl Sources {
         let pages = self.open_pages(&owners, &root.manifest).await?;
         let old = old_manifests(namespace, &all_keys, &root.manifest);
         // A cut that a manifest holds is not promised any more, even if the registry still says so.
-        let held = |cut: &Cut| root.snapshots.iter().any(|snapshot| snapshot.note.id == cut.note.id);
+        // Nothing behind a cut is committed before the catalog holds it, so one with something stored behind it is done, and perhaps deleted since.
+        let held =
+            |cut: &Cut| cut.after < root.manifest.last_sco || root.snapshots.iter().any(|snapshot| snapshot.note.id == cut.note.id);
+        let kept: Vec<SnapshotId> = record.cuts.iter().filter(|cut| held(cut)).map(|cut| cut.note.id).collect();
+        if !kept.is_empty() {
+            // Now: once its snapshot is deleted, nothing would tell that it was kept.
+            self.coordination.change(&[(owner, RecordChange::DropCuts(kept))])?;
+        }
         let promised = record.cuts.iter().filter(|cut| !held(cut)).cloned();
         let cuts: VecDeque<_> = promised.map(|cut| (Arc::new(cut.clone()), Arc::new(View::of_levels(cut.note.id)))).collect();
         let last_time = root.tlogs.iter().flatten().map(|entry| entry.time).max().unwrap_or(root.manifest.time);

@@ -112,6 +112,10 @@ impl Volume {
                 if layers.is_cut_due() { layers.first_cut() } else { None }
             };
             let Some((cut, view)) = due else { return Ok(()) };
+            if self.snapshots.is_being_recorded(cut.note.id) {
+                // Its promise would come behind its keeping, and stay.
+                return Ok(());
+            }
             let is_promised = self.snapshots.is_waiting(cut.note.id);
             if state.frozen_through.is_some() || !(is_promised || self.layers.read().is_checkpointed()) {
                 // A checkpoint that failed, perhaps of only a part of the level; or no snapshot will come of it.
@@ -134,6 +138,7 @@ impl Volume {
             next.next_map_object = outcome.next_object;
         }
         next.checkpoint_tlog = next.last_tlog;
+        next.size_bytes = cut.note.size_bytes;
         let map_root: Option<MapRoot> = map_root(&next)?;
         let mut stored = self.snapshots.stored();
         let target = match cut.rollback {
@@ -153,12 +158,8 @@ impl Volume {
             next.map_root = root.map_or_else(Vec::new, |root| root.to_bytes().to_vec());
             if !past.is_empty() {
                 // From this moment on the volume goes on from there.
-                past.push(PastRoot {
-                    time: cut.note.created,
-                    tlog: next.last_tlog,
-                    size_bytes: self.size_bytes(),
-                    map_root: *root,
-                });
+                let time = past.last().map_or(cut.note.created, |last| cut.note.created.max(last.time));
+                past.push(PastRoot { time, tlog: next.last_tlog, size_bytes: self.size_bytes(), map_root: *root });
             }
         }
         if self.put_catalog(state, &mut next, &stored, &past).await.is_err() {
@@ -187,6 +188,8 @@ impl Volume {
         }
         failpoint::hit(failpoint::CUT_DECIDED);
         self.drop_promise(cut).await;
+        // Clones may wait for it.
+        self.core.work.notify_one();
         tracing::info!(volume = %self.id(), snapshot = %cut.note.name, "snapshot stored");
         Ok(())
     }
@@ -228,7 +231,9 @@ impl Volume {
             return Vec::new();
         }
         let mut past = self.snapshots.past();
-        past.push(root);
+        // The clock may have been set back; the order of the log counts.
+        let time = past.last().map_or(root.time, |last| root.time.max(last.time));
+        past.push(PastRoot { time, ..root });
         let begins = Timestamp(self.core.clock.wall().0.saturating_sub(window));
         let needless = past.partition_point(|moment| moment.time <= begins).saturating_sub(1);
         past.drain(..needless);

@@ -18,7 +18,7 @@ use crate::namespace::parse_map_key;
 use crate::node::Node;
 use crate::snapshots::Snapshot;
 use crate::view::View;
-use crate::volume::Volume;
+use crate::volume::{Pause, Volume};
 use futures::TryStreamExt;
 use object_store::ObjectStore;
 use std::collections::HashSet;
@@ -129,7 +129,7 @@ impl Volume {
         let cut = Arc::new(Cut { after, note, rollback: rollback.as_ref().map(|view| view.id) });
         let view = Arc::new(View::of_levels(cut.note.id));
         view.belongs_to(self.handle());
-        self.snapshots.add(cut.clone(), view.clone());
+        self.snapshots.begin(cut.clone(), view.clone());
         layers.cut(cut.clone(), view, rollback);
         cut
     }
@@ -172,6 +172,10 @@ impl Node {
             }
             return Err(error);
         }
+        for (volume, cut) in &cuts {
+            volume.snapshots.recorded(cut.note.id);
+        }
+        self.core.work.notify_one();
         failpoint::hit(failpoint::CUT_RECORDED);
         Ok(cuts.iter().map(|(_, cut)| Snapshot { note: cut.note.clone(), stored: false }).collect())
     }
@@ -193,18 +197,25 @@ impl Node {
         self.core.work.notify_one();
         let Err(error) = recorded else { return Ok(()) };
         let mut promised = 0;
+        let mut unknown = None;
         for (volume, cut) in cuts {
             match self.core.coordination.get(volume.id()) {
                 Ok(record) => promised += usize::from(record.cuts.iter().any(|other| other.note.id == cut.note.id)),
-                Err(unknown) => {
-                    tracing::error!(volume = %volume.id(), error = &unknown as &dyn std::error::Error,
-                        "whether a cut was recorded cannot be found out; the volume is halted");
-                    volume.halt();
-                }
+                Err(error) => unknown = Some(error),
             }
         }
-        // All or none.
-        if promised == cuts.len() { Ok(()) } else { Err(error) }
+        if let Some(unknown) = &unknown
+            && cuts.iter().any(|(_, cut)| cut.rollback.is_some())
+        {
+            // The next start may carry it out: until then nothing may be accepted that it would bury.
+            for (volume, _) in cuts {
+                tracing::error!(volume = %volume.id(), error = unknown as &dyn std::error::Error,
+                    "whether the volume goes back cannot be found out; it is halted");
+                volume.halt();
+            }
+        }
+        // All or none. A snapshot that may or may not be promised is none; should the next start find it, it is one more.
+        if unknown.is_none() && promised == cuts.len() { Ok(()) } else { Err(error) }
     }
 
     async fn wait_for_room(&self, volume: &Volume) -> Result<(), EngineError> {
@@ -256,7 +267,11 @@ impl Node {
             targets.push((volume, spec, view, size));
         }
         // Until it is decided where they go on, nothing is accepted; what is accepted then belongs to the state gone back to.
-        let paused = Paused::all(targets.iter().map(|(volume, ..)| volume.clone()));
+        // What waits was meant for the state that is given up.
+        let paused = Paused::for_rollback(targets.iter().map(|(volume, ..)| volume.clone()));
+        for (volume, ..) in &targets {
+            self.refuse_waiting(volume).await?;
+        }
         let promised: Vec<(Arc<Volume>, Arc<Cut>)> = {
             let _append = self.core.journal.lock();
             let promise = |(volume, spec, view, _): &(Arc<Volume>, &SnapshotSpec, Arc<View>, u64)| {
@@ -283,6 +298,18 @@ impl Node {
         drop(paused);
         self.core.work.notify_one();
         Ok(promised.iter().map(|(_, cut)| Snapshot { note: cut.note.clone(), stored: false }).collect())
+    }
+
+    /// Answers changes that wait with an error, until none is under way any more.
+    async fn refuse_waiting(&self, volume: &Volume) -> Result<(), EngineError> {
+        let until = self.core.clock.monotonic_ms() + WAITING_PATIENCE.as_millis() as u64;
+        while !volume.refuse_waiting() {
+            if self.core.clock.monotonic_ms() >= until || self.is_manual() {
+                return Err(EngineError::Busy { volume: volume.id() });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// Changes what is said of a snapshot.
@@ -334,9 +361,20 @@ impl Node {
             return Err(EngineError::SnapshotHasClones { name: found.note.name, clones });
         }
         self.wait_until_stored(&volume, snapshot).await?;
+        // A promise that outlived its keeping would be kept again by the next start.
+        let (coordination, owner) = (self.core.coordination.clone(), volume.ownership());
+        let dropped = self.core.run_heavy(move || {
+            let is_promised = coordination.get(owner.volume)?.cuts.iter().any(|cut| cut.note.id == snapshot);
+            if is_promised { coordination.change(&[(owner, RecordChange::DropCuts(vec![snapshot]))]) } else { Ok(()) }
+        });
+        dropped.await.ok_or(EngineError::Interrupted)??;
         volume.change_catalog(|stored| stored.retain(|s| s.note.id != snapshot)).await?;
         let mut state = volume.behind.state.lock().await;
-        volume.collect_pages(&mut state).await
+        if let Err(error) = volume.collect_pages(&mut state).await {
+            // The snapshot is gone; its pages are only space.
+            tracing::warn!(volume = %id, error = &error as &dyn std::error::Error, "pages of a deleted snapshot are left");
+        }
+        Ok(())
     }
 
     /// The names of clones of a volume, or of one of its snapshots.
@@ -356,6 +394,9 @@ impl Node {
         loop {
             if volume.is_halted() {
                 return Err(EngineError::Halted { volume: volume.id() });
+            }
+            if self.core.is_store_down() && !self.is_manual() {
+                return Err(EngineError::StoreDown);
             }
             let stored = volume.snapshots.stored_one(snapshot).is_some();
             if stored && !volume.snapshots.waits_for(snapshot) {
@@ -403,6 +444,13 @@ impl Volume {
         reach(&self.pages.state().objects);
         let stored = self.snapshots.stored();
         let past = self.snapshots.past();
+        let clones = self.core.coordination.list()?.into_iter().filter_map(|record| record.parent);
+        let known = |id: SnapshotId| self.snapshots.name_of(id).is_some();
+        if clones.filter(|parent| parent.volume == self.id()).any(|parent| !known(parent.snapshot)) {
+            // The catalog went back in time: what the clone needs is not known.
+            state.given_up = 0;
+            return Ok(());
+        }
         for root in stored.iter().map(|s| s.map_root).chain(past.iter().map(|p| p.map_root)) {
             reach(&self.pages.load_root(root).await?.objects);
         }
@@ -453,13 +501,20 @@ pub(crate) struct Paused(Vec<Arc<Volume>>);
 impl Paused {
     pub(crate) fn all(volumes: impl Iterator<Item = Arc<Volume>>) -> Self {
         let volumes: Vec<_> = volumes.collect();
-        volumes.iter().for_each(|volume| volume.pause(true));
+        volumes.iter().for_each(|volume| volume.pause(Pause::Wait));
+        Self(volumes)
+    }
+
+    /// Volumes whose changes are refused meanwhile.
+    pub(crate) fn for_rollback(volumes: impl Iterator<Item = Arc<Volume>>) -> Self {
+        let volumes: Vec<_> = volumes.collect();
+        volumes.iter().for_each(|volume| volume.pause(Pause::Refuse));
         Self(volumes)
     }
 }
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        self.0.iter().for_each(|volume| volume.pause(false));
+        self.0.iter().for_each(|volume| volume.pause(Pause::No));
     }
 }

@@ -36,6 +36,8 @@ struct State {
     past: Vec<PastRoot>,
     /// Oldest first.
     waiting: Vec<(Arc<Cut>, Arc<View>)>,
+    /// Those of them that the registry does not know for certain yet.
+    being_recorded: Vec<SnapshotId>,
     /// Of stored ones, while somebody reads through them.
     views: HashMap<SnapshotId, Weak<View>>,
 }
@@ -124,6 +126,22 @@ impl Snapshots {
         self.state.read().waiting.iter().map(|(cut, _)| cut.clone()).collect()
     }
 
+    /// A cut was made, and is about to be promised.
+    pub(crate) fn begin(&self, cut: Arc<Cut>, view: Arc<View>) {
+        let mut state = self.state.write();
+        state.being_recorded.push(cut.note.id);
+        state.waiting.push((cut, view));
+    }
+
+    /// It is promised.
+    pub(crate) fn recorded(&self, id: SnapshotId) {
+        self.state.write().being_recorded.retain(|other| *other != id);
+    }
+
+    pub(crate) fn is_being_recorded(&self, id: SnapshotId) -> bool {
+        self.state.read().being_recorded.contains(&id)
+    }
+
     /// A cut was promised.
     pub(crate) fn add(&self, cut: Arc<Cut>, view: Arc<View>) {
         self.state.write().waiting.push((cut, view));
@@ -137,7 +155,9 @@ impl Snapshots {
 
     /// A promise could not be recorded: there is no such snapshot.
     pub(crate) fn take_back(&self, id: SnapshotId) {
-        self.state.write().waiting.retain(|(cut, _)| cut.note.id != id);
+        let mut state = self.state.write();
+        state.waiting.retain(|(cut, _)| cut.note.id != id);
+        state.being_recorded.retain(|other| *other != id);
     }
 
     /// A manifest with this catalog is decided.

@@ -32,6 +32,18 @@ pub enum VolumeState {
 const SERVING: u8 = 0;
 const HALTED: u8 = 1;
 
+/// What becomes of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Pause {
+    /// They are accepted.
+    No = 0,
+    /// They wait.
+    Wait = 1,
+    /// They are refused: they were meant for a state that is given up.
+    Refuse = 2,
+}
+
 /// What happened to a volume since the daemon started.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -108,8 +120,8 @@ pub struct Volume {
     pub(crate) counters: Counters,
     /// A flush was answered since the last entry.
     pub(crate) synced: Arc<AtomicBool>,
-    /// Changes wait: what the volume shows, or how large it is, is being decided.
-    paused: AtomicBool,
+    /// What becomes of changes while it is decided what the volume shows, or how large it is.
+    paused: AtomicU8,
     state: AtomicU8,
     this: Weak<Self>,
 }
@@ -160,7 +172,7 @@ impl Volume {
             ownership: opened.ownership,
             ancestry: opened.ancestry,
             snapshots: opened.snapshots,
-            paused: AtomicBool::new(false),
+            paused: AtomicU8::new(Pause::No as u8),
             core,
             layers: RwLock::new(opened.layers),
             pages: opened.pages,
@@ -252,15 +264,33 @@ impl Volume {
     }
 
     /// Holds changes back, or lets them go on. Takes effect under the append lock: what was accepted before is in the journal.
-    pub(crate) fn pause(&self, paused: bool) {
+    pub(crate) fn pause(&self, pause: Pause) {
         let _append = self.core.journal.lock();
-        self.paused.store(paused, Ordering::Release);
+        self.paused.store(pause as u8, Ordering::Release);
         drop(_append);
         self.core.parked.notify_one();
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Acquire)
+        self.paused.load(Ordering::Acquire) != Pause::No as u8
+    }
+
+    /// Whether changes are refused for now.
+    pub(crate) fn refuses_changes(&self) -> bool {
+        self.paused.load(Ordering::Acquire) == Pause::Refuse as u8
+    }
+
+    /// Answers what waits with an error; false while a change is under way.
+    pub(crate) fn refuse_waiting(&self) -> bool {
+        let parked: Vec<Request> = self.parked.lock().drain(..).map(|parked| parked.request).collect();
+        let (held, waiting) = {
+            let _append = self.core.journal.lock();
+            self.ranges.lock().refuse()
+        };
+        for request in parked.into_iter().chain(waiting) {
+            request.transfer.answer(Err(IoError::Io));
+        }
+        !held
     }
 
     /// The term in which this process owns it.
@@ -374,6 +404,8 @@ impl Volume {
             Some(IoError::Halted)
         } else if request.op == Op::Flush {
             None
+        } else if request.op != Op::Read && self.refuses_changes() {
+            Some(IoError::Io)
         } else if end.is_none_or(|end| end > capacity) {
             Some(IoError::OutOfRange)
         } else if moves_data && request.transfer.len() as u64 != request.sectors.bytes() {

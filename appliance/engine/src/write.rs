@@ -289,7 +289,7 @@ impl Volume {
     pub(crate) fn accept_locked(&self, append: &mut Append, staging: &Staging) -> Accepted {
         if self.is_paused() && !staging.ops.is_empty() {
             // Parked like what finds no room, and tried again when it goes on.
-            return Accepted::Full;
+            return if self.refuses_changes() { Accepted::Failed } else { Accepted::Full };
         }
         self.accept_anyway(append, staging)
     }

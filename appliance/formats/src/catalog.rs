@@ -265,6 +265,9 @@ impl StoredSnapshot {
     fn take(rest: &mut Rest<'_>) -> Result<Self, FormatError> {
         let field = |field| FormatError::Field { format: FORMAT, field };
         let raw: RawSnapshot = rest.raw()?;
+        if usize::from(raw.labels.get()) > MOST_LABELS || usize::from(raw.description_bytes.get()) > MOST_DESCRIPTION {
+            return Err(field("texts"));
+        }
         let name = rest.text(usize::from(raw.name_bytes), "name")?;
         let description = rest.text(usize::from(raw.description_bytes.get()), "description")?;
         let mut labels = Labels::new();

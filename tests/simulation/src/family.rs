@@ -206,6 +206,11 @@ impl Family {
         })
     }
 
+    /// Names and contents that another family on this world did not use.
+    pub fn go_on_from(&mut self, number: usize) {
+        (self.next_disk, self.next_snapshot, self.next_content, self.probes) = (number, number, number as u32, number);
+    }
+
     /// The life beneath.
     #[must_use]
     pub fn life(&self) -> &Life {
