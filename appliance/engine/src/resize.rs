@@ -57,7 +57,7 @@ impl Node {
         }
         let ends = (block(before.min(bytes)), block(before.max(bytes)));
         if bytes > before {
-            volume.give_back(ends.0, ends.1).await?;
+            self.give_back(volume, ends.0, ends.1).await?;
             let core = self.core.clone();
             self.core.run_heavy(move || core.journal.sync()).await.ok_or(EngineError::Interrupted)??;
         }
@@ -80,7 +80,26 @@ impl Node {
         }
         volume.set_size(bytes);
         volume.size_follows(bytes);
-        if bytes < before { volume.give_back(ends.0, ends.1).await } else { Ok(()) }
+        if bytes < before { self.give_back(volume, ends.0, ends.1).await } else { Ok(()) }
+    }
+
+    /// Makes a range zero while guests' changes wait.
+    async fn give_back(&self, volume: &Arc<Volume>, first: BlockAddress, end: BlockAddress) -> Result<(), EngineError> {
+        let mut staging = Staging::default();
+        staging.add_zeros(first, end.0 - first.0, false);
+        loop {
+            let accepted = {
+                let mut append = self.core.journal.lock();
+                volume.accept_anyway(&mut append, &staging)
+            };
+            match accepted {
+                Accepted::Yes(_) => return Ok(()),
+                // The journal is full: the store makes room.
+                Accepted::Full if self.is_manual() => self.step(true).await?,
+                Accepted::Full => tokio::time::sleep(ROOM_POLL).await,
+                Accepted::Held | Accepted::Failed => return Err(EngineError::Halted { volume: volume.id() }),
+            }
+        }
     }
 
     /// Changes what operators set.
@@ -98,24 +117,5 @@ impl Node {
         let keeps_past = settings.cdp_ms > 0;
         volume.set_settings(settings);
         if kept_past != keeps_past { volume.begin_past().await } else { Ok(()) }
-    }
-}
-
-impl Volume {
-    /// Makes a range zero while guests' changes wait.
-    async fn give_back(self: &Arc<Self>, first: BlockAddress, end: BlockAddress) -> Result<(), EngineError> {
-        let mut staging = Staging::default();
-        staging.add_zeros(first, end.0 - first.0, false);
-        loop {
-            let accepted = {
-                let mut append = self.core.journal.lock();
-                self.accept_anyway(&mut append, &staging)
-            };
-            match accepted {
-                Accepted::Yes(_) => return Ok(()),
-                Accepted::Full => tokio::time::sleep(ROOM_POLL).await,
-                Accepted::Held | Accepted::Failed => return Err(EngineError::Halted { volume: self.id() }),
-            }
-        }
     }
 }

@@ -322,7 +322,6 @@ impl Node {
         snapshot: SnapshotId,
         change: &SnapshotChange,
     ) -> Result<Snapshot, EngineError> {
-        let _change = self.changes.lock().await;
         let volume = self.volume(id).ok_or(EngineError::Unknown { volume: id })?;
         if let Some(labels) = &change.labels {
             check_labels(labels)?;
@@ -349,17 +348,21 @@ impl Node {
     /// # Errors
     /// When it is not there, pinned or has clones, or the store does not take the new catalog in time.
     pub async fn delete_snapshot(&self, id: VolumeId, snapshot: SnapshotId) -> Result<(), EngineError> {
-        let _change = self.changes.lock().await;
         let volume = self.volume(id).ok_or(EngineError::Unknown { volume: id })?;
-        let found = volume.snapshots.list().into_iter().find(|s| s.note.id == snapshot);
-        let found = found.ok_or(EngineError::NoSnapshot { volume: id, snapshot })?;
-        if found.note.pinned {
-            return Err(EngineError::Pinned { name: found.note.name });
-        }
-        let clones = self.clones_of(id, Some(snapshot))?;
-        if !clones.is_empty() {
-            return Err(EngineError::SnapshotHasClones { name: found.note.name, clones });
-        }
+        // From here on nothing new stands on it; the rest may wait for the store without keeping others waiting.
+        let _going = {
+            let _change = self.changes.lock().await;
+            let found = volume.snapshots.list().into_iter().find(|s| s.note.id == snapshot);
+            let found = found.ok_or(EngineError::NoSnapshot { volume: id, snapshot })?;
+            if found.note.pinned {
+                return Err(EngineError::Pinned { name: found.note.name });
+            }
+            let clones = self.clones_of(id, Some(snapshot))?;
+            if !clones.is_empty() {
+                return Err(EngineError::SnapshotHasClones { name: found.note.name, clones });
+            }
+            Going::mark(&volume, snapshot)?
+        };
         self.wait_until_stored(&volume, snapshot).await?;
         // A promise that outlived its keeping would be kept again by the next start.
         let (coordination, owner) = (self.core.coordination.clone(), volume.ownership());
@@ -493,6 +496,28 @@ pub(crate) fn check(volume: &Volume, spec: &SnapshotSpec) -> Result<(), EngineEr
 
 fn check_description(text: &str) -> Result<(), EngineError> {
     if text.len() <= MOST_DESCRIPTION { Ok(()) } else { Err(EngineError::LongDescription { bytes: text.len() }) }
+}
+
+/// A snapshot that is being deleted, until this is dropped.
+struct Going {
+    volume: Arc<Volume>,
+    snapshot: SnapshotId,
+}
+
+impl Going {
+    fn mark(volume: &Arc<Volume>, snapshot: SnapshotId) -> Result<Self, EngineError> {
+        if volume.snapshots.set_going(snapshot, true) {
+            Ok(Self { volume: volume.clone(), snapshot })
+        } else {
+            Err(EngineError::Busy { volume: volume.id() })
+        }
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        self.volume.snapshots.set_going(self.snapshot, false);
+    }
 }
 
 /// Volumes whose changes wait, until this is dropped.

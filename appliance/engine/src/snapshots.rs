@@ -38,6 +38,8 @@ struct State {
     waiting: Vec<(Arc<Cut>, Arc<View>)>,
     /// Those of them that the registry does not know for certain yet.
     being_recorded: Vec<SnapshotId>,
+    /// Stored ones that are being deleted: nothing new may stand on them.
+    going: Vec<SnapshotId>,
     /// Of stored ones, while somebody reads through them.
     views: HashMap<SnapshotId, Weak<View>>,
 }
@@ -126,6 +128,18 @@ impl Snapshots {
         self.state.read().waiting.iter().map(|(cut, _)| cut.clone()).collect()
     }
 
+    /// A snapshot is being deleted, or after all is not. Tells whether that is news.
+    pub(crate) fn set_going(&self, id: SnapshotId, going: bool) -> bool {
+        let mut state = self.state.write();
+        let known = state.going.contains(&id);
+        if going && !known {
+            state.going.push(id);
+        } else if !going {
+            state.going.retain(|other| *other != id);
+        }
+        known != going
+    }
+
     /// A cut was made, and is about to be promised.
     pub(crate) fn begin(&self, cut: Arc<Cut>, view: Arc<View>) {
         let mut state = self.state.write();
@@ -178,6 +192,9 @@ impl Snapshots {
     pub(crate) async fn view(&self, id: SnapshotId, pages: &CheckpointedMap) -> Result<Arc<View>, EngineError> {
         let root = {
             let state = self.state.read();
+            if state.going.contains(&id) {
+                return Err(EngineError::NoSnapshot { volume: self.volume, snapshot: id });
+            }
             if let Some((_, view)) = state.waiting.iter().find(|(cut, _)| cut.note.id == id) {
                 return Ok(view.clone());
             }

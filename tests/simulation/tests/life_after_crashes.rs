@@ -1,4 +1,4 @@
-//! Random hunts of a hostile review.
+//! What goes on after a crash: snapshots are deleted, disks written, and the next crash finds all that was promised since.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! More failing histories of a hostile review.
+//! Life-cycle operations on volumes that are not as they should be: strange keys, lost blocks, a registry that is away.
 
 mod support;
 
@@ -136,7 +136,7 @@ fn left_of(life: Life, world: &World, past: &Past) -> (World, Past) {
 
 /// A clone whose parent lost a block, alone in its map page, can still be made independent, or is told why not.
 #[test]
-fn a_clone_of_a_volume_with_a_lost_block_can_be_flattened() {
+fn flattening_a_clone_with_a_lost_block_says_which() {
     let mut shape = Shape::of(&[small_volume(4), small_volume(4)]);
     shape.checkpoint_after = Some(0);
     let (world, past) = Life::create(&shape).unwrap_or_else(|v| panic!("{v}"));
@@ -171,7 +171,6 @@ fn a_clone_of_a_volume_with_a_lost_block_can_be_flattened() {
     let clone = life.run(node.clone_volume(parent, taken.note.id, &[clone])).expect("cloned").remove(0);
     life.step().expect("stored");
     let flattened = life.run(node.flatten(clone.id(), &|_, _| {}, &AtomicBool::new(false)));
-    println!("{flattened:?}");
-    assert!(flattened.is_ok(), "{flattened:?}");
-    let _ = life.registry().list();
+    // It cannot be copied; who writes or discards it can flatten then.
+    assert!(matches!(flattened, Err(EngineError::Unreadable { .. })), "{flattened:?}");
 }
