@@ -15,17 +15,21 @@ pub(crate) fn resident_below(directory: &Path) -> Result<u64, HarnessError> {
         let path = entry.path();
         match path.symlink_metadata() {
             Ok(meta) if meta.is_dir() => all += resident_below(&path)?,
-            Ok(meta) if meta.is_file() && meta.len() > 0 => all += resident(&path, meta.len())?,
+            Ok(meta) if meta.is_file() => all += resident(&path)?,
             _ => {}
         }
     }
     Ok(all)
 }
 
-fn resident(path: &Path, len: u64) -> Result<u64, HarnessError> {
-    // One that was deleted since it was listed has nothing to tell.
+/// Bytes in the page cache of a file.
+pub(crate) fn resident(path: &Path) -> Result<u64, HarnessError> {
+    // One that was deleted since it was listed has nothing to tell, and an empty one cannot be mapped.
     let Ok(file) = File::open(path) else { return Ok(0) };
-    let len = usize::try_from(len).unwrap_or(0);
+    let len = usize::try_from(file.metadata().map_or(0, |meta| meta.len())).unwrap_or(0);
+    if len == 0 {
+        return Ok(0);
+    }
     let failed = |cause: std::io::Error| HarnessError::file("look at pages of", path)(cause);
     // SAFETY: a new mapping at an address of the kernel's choice; its bytes are never touched.
     let base = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, &file, 0) };

@@ -113,7 +113,7 @@ pub struct VolumeInfo {
 }
 
 impl VolumeInfo {
-    pub(crate) fn from_json(command: &str, json: Value) -> Result<Self, HarnessError> {
+    fn from_json(command: &str, json: Value) -> Result<Self, HarnessError> {
         let missing = |expected| HarnessError::Answer { source_of: command.to_owned(), expected, answer: json.to_string() };
         let name = json["name"].as_str().ok_or_else(|| missing("a name"))?.to_owned();
         let size = ByteSize(json["size_bytes"].as_u64().ok_or_else(|| missing("size_bytes"))?);
@@ -260,6 +260,60 @@ impl Daemon {
     /// As [`Daemon::cli`].
     pub fn volume(&self, name: &str) -> Result<VolumeInfo, HarnessError> {
         VolumeInfo::from_json("lamina volume show", self.cli(&["volume", "show", name])?)
+    }
+
+    /// Takes a snapshot.
+    ///
+    /// # Errors
+    /// As [`Daemon::cli`].
+    pub fn take_snapshot(&self, volume: &str, name: &str) -> Result<Value, HarnessError> {
+        self.cli(&["snapshot", "create", &format!("{volume}@{name}")])
+    }
+
+    /// The snapshots of a volume.
+    ///
+    /// # Errors
+    /// As [`Daemon::cli`].
+    pub fn snapshots(&self, volume: &str) -> Result<Vec<Value>, HarnessError> {
+        let answer = self.cli(&["snapshot", "list", volume])?;
+        Ok(answer.as_array().cloned().unwrap_or_default())
+    }
+
+    /// Goes back to a snapshot; the name of the automatic one that keeps what is discarded.
+    ///
+    /// # Errors
+    /// As [`Daemon::cli`].
+    pub fn roll_back(&self, volume: &str, snapshot: &str) -> Result<String, HarnessError> {
+        let answer = self.cli(&["volume", "rollback", &format!("{volume}@{snapshot}"), "--yes"])?;
+        answer["discarded"].as_str().map(str::to_owned).ok_or_else(|| HarnessError::Answer {
+            source_of: "lamina volume rollback".to_owned(),
+            expected: "what was discarded",
+            answer: answer.to_string(),
+        })
+    }
+
+    /// Makes a volume a template.
+    ///
+    /// # Errors
+    /// As [`Daemon::cli`].
+    pub fn make_template(&self, volume: &str) -> Result<Value, HarnessError> {
+        self.cli(&["volume", "template", volume])
+    }
+
+    /// Makes clones that begin as a snapshot: one of the name, or several of a name with `{n}` in it. They are served when this
+    /// returns.
+    ///
+    /// # Errors
+    /// As [`Daemon::cli`].
+    pub fn clone_volume(&self, volume: &str, snapshot: &str, name: &str, count: usize) -> Result<Vec<VolumeInfo>, HarnessError> {
+        let source = format!("{volume}@{snapshot}");
+        let answer = self.cli(&["volume", "clone", &source, "--name", name, "--count", &count.to_string()])?;
+        let made: Vec<&str> = answer["result"]["volumes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if made.len() != count {
+            let expected = "as many clones as were asked for";
+            return Err(HarnessError::Answer { source_of: "lamina volume clone".to_owned(), expected, answer: answer.to_string() });
+        }
+        made.into_iter().map(|name| self.volume(name)).collect()
     }
 
     /// `lamina status`.

@@ -28,7 +28,7 @@ pub(crate) fn tell(story: &Story, image: &GuestImage, daemon: &Daemon, volume: &
     let mut guest = start(story, image, &[volume], "phase=work")?;
     story.guest(&guest.wait_result("synced")?);
     let begin = Instant::now();
-    story.command(&format!("POST /api/v1/volumes/{name}/snapshots {{\"name\": \"{SNAPSHOT}\"}}"));
+    story.command(&format!("lamina snapshot create {name}@{SNAPSHOT}"));
     daemon.take_snapshot(name, SNAPSHOT)?;
     let snapshot = begin.elapsed();
     story.say(&format!("snapshot {name}@{SNAPSHOT} after {}, the guest did not stop", story::time(snapshot)));
@@ -64,7 +64,7 @@ pub(crate) fn tell(story: &Story, image: &GuestImage, daemon: &Daemon, volume: &
 }
 
 fn roll_back(story: &Story, daemon: &Daemon, name: &str) -> Result<Duration, HarnessError> {
-    story.command(&format!("POST /api/v1/volumes/{name}/rollback {{\"snapshot\": \"{SNAPSHOT}\"}}"));
+    story.command(&format!("lamina volume rollback {name}@{SNAPSHOT} --yes"));
     let begin = Instant::now();
     let discarded = daemon.roll_back(name, SNAPSHOT)?;
     let took = begin.elapsed();
@@ -80,7 +80,7 @@ fn roll_back(story: &Story, daemon: &Daemon, name: &str) -> Result<Duration, Har
 }
 
 fn make_clone(story: &Story, daemon: &Daemon, name: &str) -> Result<(VolumeInfo, Duration), HarnessError> {
-    story.command(&format!("POST /api/v1/volumes/{name}/clones {{\"name\": \"{COPY}\", \"snapshot\": \"{SNAPSHOT}\"}}"));
+    story.command(&format!("lamina volume clone {name}@{SNAPSHOT} --name {COPY}"));
     let begin = Instant::now();
     let made = daemon.clone_volume(name, SNAPSHOT, COPY, 1)?;
     let took = begin.elapsed();
