@@ -51,7 +51,7 @@ fn stale_promise(history: &[Act], delete: &[usize]) {
     must(family.check());
     println!(
         "after the kill: cuts in registry {:?}",
-        family.life().registry().list().unwrap().iter().map(|r| r.cuts.len()).collect::<Vec<_>>()
+        family.life().registry().list().expect("works").iter().map(|r| r.cuts.len()).collect::<Vec<_>>()
     );
     for snapshot in delete {
         must(family.act(Act::DeleteSnapshot { disk: 0, snapshot: *snapshot }));
@@ -161,7 +161,7 @@ fn a_write_that_waited_for_room_is_not_laid_over_what_was_gone_back_to() {
     println!("write {n} waits");
     let to = volume.snapshots()[0].note.id;
     let node = family.node();
-    let spec = SnapshotSpec::named(SnapshotName::new("discarded").unwrap());
+    let spec = SnapshotSpec::named(SnapshotName::new("discarded").expect("works"));
     family.life().run(node.rollback(volume.id(), to, spec)).expect("rolled back");
     for _ in 0..5 {
         family.life().run(node.step(true)).expect("store");
@@ -181,7 +181,7 @@ fn a_snapshot_with_all_labels_survives_being_cut_short() {
     must(family.act(Act::Write { disk: 0, block: 1, count: 2 }));
     let volume = must(family.volume("d0"));
     let labels = (0..64).map(|n| (format!("k{n}"), String::new())).collect();
-    let spec = SnapshotSpec { labels, ..SnapshotSpec::named(SnapshotName::new("full").unwrap()) };
+    let spec = SnapshotSpec { labels, ..SnapshotSpec::named(SnapshotName::new("full").expect("works")) };
     let node = family.node();
     family.life().run(node.snapshot(&[(volume.id(), spec)])).expect("taken");
     drop((volume, node));
@@ -213,7 +213,7 @@ fn a_store_that_is_away_while_a_snapshot_is_deleted_keeps_nobody_from_taking_one
         let deleting = node.delete_snapshot(one.id(), gone);
         let taking = async {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-            let spec = SnapshotSpec::named(SnapshotName::new("other").unwrap());
+            let spec = SnapshotSpec::named(SnapshotName::new("other").expect("works"));
             tokio::time::timeout(std::time::Duration::from_secs(3600), node.snapshot(&[(other.id(), spec)])).await
         };
         tokio::pin!(taking);
@@ -377,7 +377,7 @@ mod running {
         write(&volume, 0, 1);
         assert!(runtime.block_on(node.drain(Duration::from_secs(10))));
         devices.registry.promise_ms.store(500, Ordering::Relaxed);
-        let spec = SnapshotSpec::named(SnapshotName::new("daily").unwrap());
+        let spec = SnapshotSpec::named(SnapshotName::new("daily").expect("works"));
         let taken = runtime.block_on(node.snapshot(&[(volume.id(), spec)])).expect("taken").remove(0);
         until("stored snapshot", || volume.snapshots().iter().all(|s| s.stored));
         std::thread::sleep(Duration::from_millis(500));
@@ -399,7 +399,7 @@ mod running {
         let text = std::fs::read_to_string("/proc/self/stat").expect("stat");
         let after = text.rsplit_once(')').expect("comm").1;
         let fields: Vec<&str> = after.split_whitespace().collect();
-        (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) * 10
+        (fields[11].parse::<u64>().expect("works") + fields[12].parse::<u64>().expect("works")) * 10
     }
 
     #[test]
@@ -409,12 +409,12 @@ mod running {
         let volume = runtime.block_on(node.create(spec_of(0, &shape()))).expect("created");
         write(&volume, 0, 1);
         devices.registry.refuses_manifests.store(true, Ordering::Relaxed);
-        let spec = SnapshotSpec::named(SnapshotName::new("golden").unwrap());
+        let spec = SnapshotSpec::named(SnapshotName::new("golden").expect("works"));
         let taken = runtime.block_on(node.snapshot(&[(volume.id(), spec)])).expect("taken").remove(0);
         let before = cpu_ms();
         std::thread::sleep(Duration::from_secs(3));
         println!("without a clone: {} ms of processor in 3 s", cpu_ms() - before);
-        let clone = CloneSpec { name: VolumeName::new("desktop").unwrap(), settings: VolumeSettings::default() };
+        let clone = CloneSpec { name: VolumeName::new("desktop").expect("works"), settings: VolumeSettings::default() };
         let clone = runtime.block_on(node.clone_volume(volume.id(), taken.note.id, &[clone])).expect("cloned").remove(0);
         write(&clone, 1, 2);
         std::thread::sleep(Duration::from_millis(500));

@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use lamina_contract::{BlockDevice, Coordination, Lba, Op, Request, SectorCount, SnapshotName, VolumeName, VolumeSettings};
+use lamina_contract::{BlockDevice, Lba, Op, Request, SectorCount, SnapshotName, VolumeName, VolumeSettings};
 use lamina_engine::{CloneSpec, EngineError, SnapshotSpec, VolumeState};
 use lamina_simulation::disk_image::Fate;
 use lamina_simulation::family::{Act, Difference, Disks, Family, shape};
@@ -74,7 +74,7 @@ fn a_snapshot_while_the_registry_is_away_breaks_no_guest() {
     let volume = must(family.volume("d0"));
     let node = family.node();
     family.life().registry().rules().set_away(true);
-    let spec = SnapshotSpec::named(SnapshotName::new("hourly").unwrap());
+    let spec = SnapshotSpec::named(SnapshotName::new("hourly").expect("works"));
     let taken = family.life().run(node.snapshot(&[(volume.id(), spec)]));
     family.life().registry().rules().set_away(false);
     println!("{taken:?}");
@@ -95,7 +95,7 @@ fn a_part_of_a_block_that_waited_brings_nothing_back_of_what_was_discarded() {
     };
     assert_eq!(whole(5, 0x11).answer(), Some(Ok(())));
     let node = family.node();
-    let spec = |name: &str| SnapshotSpec::named(SnapshotName::new(name).unwrap());
+    let spec = |name: &str| SnapshotSpec::named(SnapshotName::new(name).expect("works"));
     let taken = family.life().run(node.snapshot(&[(volume.id(), spec("s"))])).expect("taken").remove(0);
     family.life().run(node.step(true)).expect("store");
     assert_eq!(whole(5, 0x22).answer(), Some(Ok(())));
@@ -164,10 +164,10 @@ fn flattening_a_clone_with_a_lost_block_says_which() {
     }
     let node = life.node().expect("a process").clone();
     let parent = node.volumes().into_iter().find(|v| v.spec().name.as_str() == "v0").expect("v0").id();
-    let spec = SnapshotSpec::named(SnapshotName::new("golden").unwrap());
+    let spec = SnapshotSpec::named(SnapshotName::new("golden").expect("works"));
     let taken = life.run(node.snapshot(&[(parent, spec)])).expect("taken").remove(0);
     life.step().expect("stored");
-    let clone = CloneSpec { name: VolumeName::new("c").unwrap(), settings: VolumeSettings::default() };
+    let clone = CloneSpec { name: VolumeName::new("c").expect("works"), settings: VolumeSettings::default() };
     let clone = life.run(node.clone_volume(parent, taken.note.id, &[clone])).expect("cloned").remove(0);
     life.step().expect("stored");
     let flattened = life.run(node.flatten(clone.id(), &|_, _| {}, &AtomicBool::new(false)));
