@@ -55,6 +55,12 @@ pub enum EngineError {
         /// The container.
         object: Path,
     },
+    /// The reader that was already fetching what this one wanted did not bring it.
+    #[error("another reader's read of {object}, which this one waited for, came to nothing")]
+    LeftAlone {
+        /// The container.
+        object: Path,
+    },
     /// A block in the journal does not verify, and nothing newer replaces it.
     #[error("volume {volume}: block {} in the journal is damaged; it cannot be stored", block.0)]
     JournalDamage {

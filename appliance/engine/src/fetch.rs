@@ -1,4 +1,8 @@
 //! Blocks from stored containers: a range read of just the blocks wanted, verified by their fingerprints before anyone sees them.
+//!
+//! A hundred clones that boot at once miss the same blocks at once. They share one read of the store: the first reads, verifies, puts the
+//! blocks into the dedupe cache and only then ends its lead, so that whoever comes later finds them there. Each follower verifies its own
+//! copy (checksum over fingerprint and data). A follower whose lead failed has failed as well, and tries again as if it were the first.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,13 +10,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lamina_contract::{BlockSize, Fingerprint, ScoNumber, VolumeId};
 use lamina_formats::FormatError;
+use lamina_formats::cache::slot_checksum;
 use lamina_formats::sco;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
+use crate::cache::{CacheRead, DedupeCache};
 use crate::error::EngineError;
 use crate::fingerprint::fingerprint;
+use crate::flights::{Flights, Follow, Lead, Seat};
 
 /// Indexes of containers kept in memory: 2 KiB each for containers of 1024 blocks, so about 8 MiB.
 const KEPT_INDEXES: usize = 4096;
@@ -28,10 +36,39 @@ impl ScoIndex {
     }
 }
 
+/// One block of one container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct BlockKey {
+    volume: VolumeId,
+    sco: ScoNumber,
+    index: u16,
+    fingerprint: Fingerprint,
+}
+
+/// A verified block on its way to more than one reader.
+#[derive(Debug, Clone)]
+struct Brought {
+    bytes: Bytes,
+    /// Over fingerprint and data, made by the reader that hashed them.
+    sum: u32,
+}
+
+impl Brought {
+    fn new(fingerprint: &Fingerprint, bytes: Bytes) -> Self {
+        Self { sum: slot_checksum(fingerprint, &bytes), bytes }
+    }
+
+    fn verified(self, fingerprint: &Fingerprint) -> Option<Bytes> {
+        (slot_checksum(fingerprint, &self.bytes) == self.sum).then_some(self.bytes)
+    }
+}
+
 /// Reads blocks of containers; remembers the containers' indexes.
 pub(crate) struct Fetcher {
     store: Arc<dyn ObjectStore>,
     indexes: Mutex<HashMap<(VolumeId, ScoNumber), Arc<ScoIndex>>>,
+    indexes_under_way: Flights<(VolumeId, ScoNumber), Arc<ScoIndex>>,
+    blocks_under_way: Flights<BlockKey, Brought>,
 }
 
 /// A container to read from.
@@ -47,7 +84,56 @@ pub(crate) struct Container {
 
 impl Fetcher {
     pub(crate) fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, indexes: Mutex::default() }
+        Self { store, indexes: Mutex::default(), indexes_under_way: Flights::new(), blocks_under_way: Flights::new() }
+    }
+
+    /// As [`Fetcher::blocks`], for a reader that did not find them in the cache: what another fetches already is waited for, the rest is
+    /// fetched and kept in the cache on behalf of volume `reader`.
+    pub(crate) async fn blocks_together(
+        &self,
+        container: &Container,
+        wanted: &[(u16, Fingerprint)],
+        cache: &DedupeCache,
+        reader: VolumeId,
+    ) -> Result<Vec<Bytes>, EngineError> {
+        let mut blocks: Vec<Option<Bytes>> = vec![None; wanted.len()];
+        let mut led: Vec<(usize, Lead<'_, _, _>)> = Vec::new();
+        let mut followed: Vec<(usize, Follow<Brought>)> = Vec::new();
+        for (n, (index, fingerprint)) in wanted.iter().enumerate() {
+            let key = BlockKey { volume: container.volume, sco: container.sco, index: *index, fingerprint: *fingerprint };
+            match self.blocks_under_way.join(&key) {
+                Seat::Lead(lead) => led.push((n, lead)),
+                Seat::Follow(follow) => followed.push((n, follow)),
+            }
+        }
+        // Its own first, since others wait for them; who leads never waits for who follows, so nobody waits in a circle.
+        let mut missing = Vec::with_capacity(led.len());
+        for (n, lead) in led {
+            let (index, fingerprint) = wanted[n];
+            // Another lead may have ended between this reader's look into the cache and its own lead.
+            let size = container.block_size.bytes();
+            match if cache.contains(&fingerprint) { cached(cache, &fingerprint, size).await } else { None } {
+                Some(bytes) => {
+                    blocks[n] = Some(bytes.clone());
+                    lead.land(Brought::new(&fingerprint, bytes));
+                }
+                None => missing.push((n, lead, (index, fingerprint))),
+            }
+        }
+        if !missing.is_empty() {
+            let places: Vec<(u16, Fingerprint)> = missing.iter().map(|(_, _, place)| *place).collect();
+            let fetched = self.blocks(container, &places).await?;
+            for ((n, lead, (_, fingerprint)), bytes) in missing.into_iter().zip(fetched) {
+                cache.insert(reader, &fingerprint, &bytes);
+                blocks[n] = Some(bytes.clone());
+                lead.land(Brought::new(&fingerprint, bytes));
+            }
+        }
+        for (n, follow) in followed {
+            let brought = follow.landed().await;
+            blocks[n] = brought.and_then(|brought| brought.verified(&wanted[n].1));
+        }
+        blocks.into_iter().collect::<Option<_>>().ok_or_else(|| left_alone(container))
     }
 
     /// The blocks `wanted`, in that order, each verified against its fingerprint.
@@ -83,9 +169,24 @@ impl Fetcher {
 
     async fn index(&self, container: &Container) -> Result<Arc<ScoIndex>, EngineError> {
         let id = (container.volume, container.sco);
-        if let Some(index) = self.indexes.lock().get(&id) {
-            return Ok(index.clone());
+        let known = || self.indexes.lock().get(&id).cloned();
+        if let Some(index) = known() {
+            return Ok(index);
         }
+        let lead = match self.indexes_under_way.join(&id) {
+            Seat::Lead(lead) => lead,
+            Seat::Follow(follow) => return follow.landed().await.ok_or_else(|| left_alone(container)),
+        };
+        // Another lead may have ended since it was looked for.
+        let index = match known() {
+            Some(index) => index,
+            None => self.fetch_index(container).await?,
+        };
+        lead.land(index.clone());
+        Ok(index)
+    }
+
+    async fn fetch_index(&self, container: &Container) -> Result<Arc<ScoIndex>, EngineError> {
         let most = sco::tail_bytes(usize::from(container.capacity)) as u64;
         let options = GetOptions { range: Some(GetRange::Suffix(most)), ..GetOptions::default() };
         let fetched = async { self.store.get_opts(&container.key, options).await?.bytes().await };
@@ -108,7 +209,7 @@ impl Fetcher {
                 indexes.remove(&victim);
             }
         }
-        indexes.insert(id, index.clone());
+        indexes.insert((container.volume, container.sco), index.clone());
         Ok(index)
     }
 
@@ -117,6 +218,23 @@ impl Fetcher {
     }
 }
 
+/// The block from the cache, if it is there and right.
+pub(crate) async fn cached(cache: &DedupeCache, fingerprint: &Fingerprint, size: usize) -> Option<Bytes> {
+    let slot = cache.find(fingerprint).filter(|slot| slot.len() == size)?;
+    let (done, wait) = oneshot::channel();
+    cache.read_later(slot, move |read, bytes| drop(done.send((read, bytes))));
+    let (read, bytes) = wait.await.ok()?;
+    (read == CacheRead::Hit).then(|| Bytes::from(bytes))
+}
+
+fn left_alone(container: &Container) -> EngineError {
+    EngineError::LeftAlone { object: container.key.clone() }
+}
+
 fn store_error(object: &Path, source: object_store::Error) -> EngineError {
     EngineError::Store { doing: "reading", object: object.clone(), source }
 }
+
+#[cfg(test)]
+#[path = "fetch_tests.rs"]
+mod tests;

@@ -19,6 +19,7 @@ mod fetch;
 mod file_pages;
 mod fingerprint;
 mod flatten;
+mod flights;
 mod inflight;
 mod journal;
 mod layers;

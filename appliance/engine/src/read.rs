@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::cache::{CacheRead, Slot};
 use crate::error::EngineError;
-use crate::fetch::Container;
+use crate::fetch::{Container, cached};
 use crate::inflight::JournalBlock;
 use crate::layers::Source;
 use crate::map::Mapped;
@@ -365,15 +365,9 @@ impl Volume {
     }
 
     async fn load_cached(&self, fingerprint: &Fingerprint) -> Option<Bytes> {
-        let size = self.block_size().bytes();
-        let slot = self.core.cache.find(fingerprint).filter(|slot| slot.len() == size)?;
-        let (done, wait) = oneshot::channel();
-        self.core.cache.read_later(slot, move |read, bytes| drop(done.send((read, bytes))));
-        let (read, bytes) = wait.await.ok()?;
-        (read == CacheRead::Hit).then(|| {
-            self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
-            Bytes::from(bytes)
-        })
+        let bytes = cached(&self.core.cache, fingerprint, self.block_size().bytes()).await?;
+        self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
+        Some(bytes)
     }
 
     async fn load_stored(self: &Arc<Self>, run: &[Source]) -> Result<Vec<Bytes>, IoError> {
@@ -420,18 +414,20 @@ impl Volume {
             return Err(IoError::Io);
         };
         self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
-        let mut pauses = RETRIES.iter();
-        let blocks = loop {
-            match (self.core.fetcher.blocks(&container, wanted).await, pauses.next()) {
-                (Ok(blocks), _) => break blocks,
+        let fetcher = &self.core.fetcher;
+        for pause in RETRIES {
+            match fetcher.blocks_together(&container, wanted, &self.core.cache, self.id()).await {
+                Ok(blocks) => return Ok(blocks),
+                Err(error) if error.is_final() => return Err(report(self.id(), &error)),
                 // A store that stumbles is no reason to tell a guest that its disk is broken.
-                (Err(error), Some(pause)) if !error.is_final() => {
+                Err(error) => {
                     tracing::debug!(volume = %self.id(), error = &error as &dyn std::error::Error, "a read is tried again");
-                    tokio::time::sleep(*pause).await;
                 }
-                (Err(error), _) => return Err(report(self.id(), &error)),
             }
-        };
+            tokio::time::sleep(pause).await;
+        }
+        // What the guest is told in the end is what it found itself, not what others did.
+        let blocks = fetcher.blocks(&container, wanted).await.map_err(|error| report(self.id(), &error))?;
         for (bytes, (_, fingerprint)) in blocks.iter().zip(wanted) {
             self.core.cache.insert(self.id(), fingerprint, bytes);
         }

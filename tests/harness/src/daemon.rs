@@ -113,7 +113,7 @@ pub struct VolumeInfo {
 }
 
 impl VolumeInfo {
-    fn from_json(command: &str, json: Value) -> Result<Self, HarnessError> {
+    pub(crate) fn from_json(command: &str, json: Value) -> Result<Self, HarnessError> {
         let missing = |expected| HarnessError::Answer { source_of: command.to_owned(), expected, answer: json.to_string() };
         let name = json["name"].as_str().ok_or_else(|| missing("a name"))?.to_owned();
         let size = ByteSize(json["size_bytes"].as_u64().ok_or_else(|| missing("size_bytes"))?);

@@ -13,6 +13,7 @@ mod exposition;
 mod guest;
 mod histogram;
 mod initramfs;
+mod interface;
 mod loopfs;
 mod metrics;
 mod oracle;
