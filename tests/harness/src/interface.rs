@@ -81,8 +81,41 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::call`].
     pub fn snapshots(&self, volume: &str) -> Result<Vec<Value>, HarnessError> {
-        let answer = self.call("GET", &format!("/api/v1/volumes/{volume}/snapshots"), &Value::Null)?;
+        let answer = self.call("GET", &format!("/api/v1/volumes/{volume}/snapshots?limit=1000"), &Value::Null)?;
         Ok(answer["snapshots"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Deletes a snapshot.
+    ///
+    /// # Errors
+    /// As [`Daemon::call`].
+    pub fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), HarnessError> {
+        self.call("DELETE", &format!("/api/v1/volumes/{volume}/snapshots/{snapshot}"), &Value::Null).map(|_| ())
+    }
+
+    /// Deletes a volume that has no snapshots.
+    ///
+    /// # Errors
+    /// As [`Daemon::call`].
+    pub fn delete_volume(&self, volume: &str) -> Result<(), HarnessError> {
+        self.call("DELETE", &format!("/api/v1/volumes/{volume}"), &Value::Null).map(|_| ())
+    }
+
+    /// All volumes, up to a thousand.
+    ///
+    /// # Errors
+    /// As [`Daemon::call`].
+    pub fn volumes(&self) -> Result<Vec<Value>, HarnessError> {
+        let answer = self.call("GET", "/api/v1/volumes?limit=1000", &Value::Null)?;
+        Ok(answer["volumes"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Begins to flatten a clone, and does not wait for it.
+    ///
+    /// # Errors
+    /// As [`Daemon::call`].
+    pub fn begin_flatten(&self, volume: &str) -> Result<(), HarnessError> {
+        self.call("POST", &format!("/api/v1/volumes/{volume}/flatten"), &Value::Null).map(|_| ())
     }
 
     /// Goes back to a snapshot; the name of the automatic one that keeps what is discarded.
