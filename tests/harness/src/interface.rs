@@ -110,12 +110,20 @@ impl Daemon {
         Ok(answer["volumes"].as_array().cloned().unwrap_or_default())
     }
 
-    /// Begins to flatten a clone, and does not wait for it.
+    /// Begins to flatten a clone, and does not wait for it: the job.
     ///
     /// # Errors
     /// As [`Daemon::call`].
-    pub fn begin_flatten(&self, volume: &str) -> Result<(), HarnessError> {
-        self.call("POST", &format!("/api/v1/volumes/{volume}/flatten"), &Value::Null).map(|_| ())
+    pub fn begin_flatten(&self, volume: &str) -> Result<Value, HarnessError> {
+        self.call("POST", &format!("/api/v1/volumes/{volume}/flatten"), &Value::Null)
+    }
+
+    /// Flattens a clone.
+    ///
+    /// # Errors
+    /// As [`Daemon::call`].
+    pub fn flatten(&self, volume: &str) -> Result<(), HarnessError> {
+        self.begin_flatten(volume).and_then(|job| self.finished(job)).map(|_| ())
     }
 
     /// Goes back to a snapshot; the name of the automatic one that keeps what is discarded.

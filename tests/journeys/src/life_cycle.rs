@@ -154,6 +154,20 @@ impl LifeCycles {
         })
     }
 
+    /// Flattens a clone of each volume and waits for that.
+    ///
+    /// # Errors
+    /// When the daemon does not.
+    pub fn flatten(&mut self) -> Result<(), HarnessError> {
+        for lineage in &self.lineages {
+            let deep = lineage.clones.iter().find(|(_, clone)| clone.fate == Fate::There && !clone.is_flat);
+            if let Some((name, _)) = deep {
+                self.daemon.flatten(name)?;
+            }
+        }
+        Ok(())
+    }
+
     fn live(&mut self, over: &AtomicBool) {
         while !over.load(Ordering::SeqCst) {
             let index = self.random.random_range(0..self.lineages.len());
@@ -240,7 +254,7 @@ impl Lineage {
                 let begun = self.clones.iter_mut().find(|(_, clone)| there(clone.fate) && !clone.is_flat && !clone.is_flattening);
                 let Some((name, clone)) = begun else { return Ok(()) };
                 clone.is_flattening = true;
-                daemon.begin_flatten(name)
+                daemon.begin_flatten(name).map(|_| ())
             }
             95..100 => {
                 let oldest = self.clones.iter().find(|(_, clone)| there(clone.fate) && !clone.is_flattening);

@@ -76,10 +76,16 @@ fn kill_an_acknowledged_write_survives_kill_9_at_any_moment() {
         lives.check(&format!("cycle {cycle}"), &mut storm).expect("snapshots and clones");
         storm.check(&format!("cycle {cycle}"), Crash::Kill, &mut report).expect("an image");
     }
+    // A flattened clone shows what it showed, also to a daemon that has nothing in memory.
+    lives.flatten().expect("flattened");
+    bed.daemon.kill();
+    Storm::restart(&mut bed.daemon, &mut report).expect("ready again");
+    lives.check("flattened", &mut storm).expect("snapshots and clones");
     println!("{cycles} kills: {report:?}, {:?}", lives.report());
     assert!(report.acknowledged > cycles * 20, "the storm was a breeze: {report:?}");
     let lived = lives.report();
     assert!(lived.checked > cycles / 2 && lived.durable > cycles * 5, "hardly a snapshot was looked at: {lived:?}");
+    assert!(lived.flattened > 0 && lived.compared > 0, "no clone was looked at again: {lived:?}");
 }
 
 /// What `laminad --list-failpoints` answers.
