@@ -142,6 +142,12 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// The same daemon without its process: for a thread that calls it while another one kills it.
+    #[must_use]
+    pub fn visitor(&self) -> Self {
+        Self { options: self.options.clone(), process: None, ready_line: String::new(), ready_after: Duration::ZERO }
+    }
+
     /// Starts it again on the same state.
     ///
     /// # Errors

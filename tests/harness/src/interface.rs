@@ -1,26 +1,68 @@
-//! A volume's bytes through the management interface, as any HTTP client would move them: over the local socket, a connection for each
-//! call.
+//! The daemon's management interface as any HTTP client sees it: JSON and a volume's bytes over the local socket, a connection for each
+//! call. For what must be quicker than a command, or wants the status.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::daemon::Daemon;
 use crate::error::HarnessError;
 
 /// Longer than the daemon lets any call take.
 const LIMIT: Duration = Duration::from_secs(75);
+/// How long jobs may take.
+const JOB_LIMIT: Duration = Duration::from_secs(300);
 /// The most that one call writes or reads.
 const DATA_BYTES: usize = 1 << 20;
+const JSON: &str = "application/json";
 
-/// A call: what, where, with which bytes.
+/// A call: what, where, with which bytes of which kind.
 struct Call<'a> {
     method: &'a str,
     path: &'a str,
+    media_type: &'a str,
     body: &'a [u8],
 }
 
 impl Daemon {
+    /// Calls the interface; the answer, which may be empty, as JSON. `body` may be null.
+    ///
+    /// # Errors
+    /// [`HarnessError::Refused`] with the daemon's status and reason, [`HarnessError::Answer`], [`HarnessError::File`].
+    pub fn call(&self, method: &str, path: &str, body: &Value) -> Result<Value, HarnessError> {
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        let answer = self.exchange(&Call { method, path, media_type: JSON, body: text.as_bytes() })?;
+        if answer.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&answer).map_err(|_| HarnessError::Answer {
+            source_of: format!("{method} {path}"),
+            expected: "JSON",
+            answer: String::from_utf8_lossy(&answer).into_owned(),
+        })
+    }
+
+    /// Waits until a job has succeeded; it as it is then.
+    ///
+    /// # Errors
+    /// As [`Daemon::call`]; [`HarnessError::Answer`] with a job that did not succeed in 5 minutes.
+    pub fn finished(&self, mut job: Value) -> Result<Value, HarnessError> {
+        let until = Instant::now() + JOB_LIMIT;
+        loop {
+            match job["state"].as_str() {
+                Some("succeeded") => return Ok(job),
+                Some("queued" | "running") if Instant::now() < until => {}
+                _ => {
+                    return Err(HarnessError::Answer { source_of: "job".to_owned(), expected: "success", answer: job.to_string() });
+                }
+            }
+            let path = format!("/api/v1/jobs/{}?wait=30", job["id"].as_str().unwrap_or_default());
+            job = self.call("GET", &path, &Value::Null)?;
+        }
+    }
+
     /// Writes `bytes` (whole sectors) into a volume that no guest is connected to, from `offset` on.
     ///
     /// # Errors
@@ -28,7 +70,7 @@ impl Daemon {
     pub fn write_data(&self, volume: &str, offset: u64, bytes: &[u8]) -> Result<(), HarnessError> {
         for (n, piece) in bytes.chunks(DATA_BYTES).enumerate() {
             let path = format!("/api/v1/volumes/{volume}/data?offset={}", offset + (n * DATA_BYTES) as u64);
-            self.exchange(&Call { method: "PUT", path: &path, body: piece })?;
+            self.exchange(&Call { method: "PUT", path: &path, media_type: "application/octet-stream", body: piece })?;
         }
         Ok(())
     }
@@ -42,7 +84,7 @@ impl Daemon {
         for offset in (0..size).step_by(DATA_BYTES) {
             let length = (size - offset).min(DATA_BYTES as u64);
             let path = format!("/api/v1/volumes/{volume}/data?offset={offset}&length={length}");
-            piece(&self.exchange(&Call { method: "GET", path: &path, body: &[] })?);
+            piece(&self.exchange(&Call { method: "GET", path: &path, media_type: JSON, body: &[] })?);
         }
         Ok(())
     }
@@ -54,9 +96,10 @@ impl Daemon {
             let mut stream = UnixStream::connect(&socket).map_err(HarnessError::file("connect to", &socket))?;
             stream.set_read_timeout(Some(LIMIT)).map_err(HarnessError::file("set up", &socket))?;
             let head = format!(
-                "{} {} HTTP/1.1\r\nHost: lamina\r\nConnection: close\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n",
+                "{} {} HTTP/1.1\r\nHost: lamina\r\nConnection: close\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n",
                 call.method,
                 call.path,
+                call.media_type,
                 call.body.len()
             );
             let mut answer = Vec::new();

@@ -14,9 +14,15 @@
 //! - **Whole.** A 4 KiB block that one operation covers is old or new.
 //!
 //! Afterwards what was seen is the new state before: the check *settles*, and unacknowledged operations are over.
+//!
+//! [`Oracle::check_snapshot`] holds a snapshot that was taken since the last check to the same, as if its taking had been the crash:
+//! everything is kept that was acknowledged before it was asked for, and moreover it is **not later**: nothing explains it that was issued
+//! after it was answered. It does not settle.
 
 use lamina_contract::units::{Lba, SectorCount};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::stamp::{Content, SECTOR, TemplateId, read_content};
 
@@ -27,6 +33,27 @@ pub struct OpId(pub u64);
 /// A moment of the event counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(pub u64);
+
+/// The event counter of one volume, shared by its writer and whoever takes snapshots of it beside that.
+#[derive(Debug, Clone)]
+pub struct Moments(Arc<AtomicU64>);
+
+impl Moments {
+    /// Now: after all moments given out before, and before all later ones.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        Moment(self.0.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+}
+
+/// When a snapshot was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Before it was asked for.
+    pub asked: Moment,
+    /// After it was answered; none when that was never heard, and it is there all the same.
+    pub answered: Option<Moment>,
+}
 
 /// What an operation writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +112,16 @@ pub enum Violation {
         durable: Moment,
         /// What is there instead.
         found: Content,
+    },
+    /// A snapshot holds what was issued after it was answered.
+    #[error("sector {}: holds {found:?}, issued after the snapshot was answered at {}", lba.0, answered.0)]
+    Later {
+        /// Where.
+        lba: Lba,
+        /// What it holds.
+        found: Content,
+        /// When the snapshot was there already.
+        answered: Moment,
     },
     /// A write survived that was issued after an absent one was acknowledged.
     #[error("operation {} survived, operation {}, acknowledged before it was issued, did not: not a prefix", present.0, absent.0)]
@@ -157,7 +194,7 @@ pub struct Oracle {
     sectors: Vec<Sector>,
     ops: BTreeMap<OpId, Op>,
     next: OpId,
-    now: Moment,
+    moments: Moments,
     flushed: Moment,
 }
 
@@ -167,7 +204,14 @@ impl Oracle {
     pub fn new(volume: u64, sectors: SectorCount) -> Self {
         let blank = Sector { before: Content::Zero, since: Vec::new() };
         let sectors = vec![blank; usize::try_from(sectors.0).unwrap_or(0)];
-        Self { volume, sectors, ops: BTreeMap::new(), next: OpId(1), now: Moment(1), flushed: Moment(0) }
+        Self {
+            volume,
+            sectors,
+            ops: BTreeMap::new(),
+            next: OpId(1),
+            moments: Moments(Arc::new(AtomicU64::new(1))),
+            flushed: Moment(0),
+        }
     }
 
     /// The stamp identity of the volume.
@@ -184,8 +228,13 @@ impl Oracle {
 
     /// Now. Every operation acknowledged so far was acknowledged before what this returns.
     pub fn moment(&mut self) -> Moment {
-        self.now.0 += 1;
-        self.now
+        self.moments.now()
+    }
+
+    /// Its event counter.
+    #[must_use]
+    pub fn moments(&self) -> Moments {
+        self.moments.clone()
     }
 
     /// An operation is about to be submitted; what it writes is [`Oracle::content`].
@@ -226,8 +275,10 @@ impl Oracle {
         self.ops.get(&id).and_then(|known| known.acked).is_some_and(|acked| acked < op.issued)
     }
 
-    fn explain(&self, lba: Lba, sector: &Sector, found: Content) -> Vec<Candidate> {
-        let ops = sector.since.iter().filter(|id| self.content(**id, lba) == found).map(|id| Some(*id));
+    /// What explains `found`, of what was issued before `until`.
+    fn explain(&self, lba: Lba, sector: &Sector, found: Content, until: Moment) -> Vec<Candidate> {
+        let early = |id: &OpId| self.ops.get(id).is_some_and(|op| op.issued < until);
+        let ops = sector.since.iter().filter(|id| self.content(**id, lba) == found && early(id)).map(|id| Some(*id));
         (sector.before == found).then_some(None).into_iter().chain(ops).collect()
     }
 
@@ -245,7 +296,7 @@ impl Oracle {
                     continue;
                 }
             };
-            let candidates = self.explain(lba, sector, found);
+            let candidates = self.explain(lba, sector, found, Moment(u64::MAX));
             if candidates.is_empty() {
                 violations.push(Violation::Unexplained { lba, found });
             }
@@ -269,12 +320,7 @@ impl Oracle {
             Crash::Power => self.flushed,
             Crash::StoreOnly { stored } => stored,
         };
-        let mut evidence = Evidence { oracle: self, durable, present: Vec::new(), absent: BTreeMap::new(), violations: Vec::new() };
-        let mut seen = Vec::with_capacity(evidence.oracle.sectors.len());
-        for (block, bytes) in image.chunks(8 * SECTOR).enumerate() {
-            evidence.block(Lba(block as u64 * 8), bytes, &mut seen);
-        }
-        let verdict = evidence.verdict();
+        let (verdict, seen) = Evidence::new(self, durable, Moment(u64::MAX)).of(image);
         for (sector, found) in self.sectors.iter_mut().zip(seen) {
             sector.since.clear();
             // A damaged sector keeps its old state: it will be reported again.
@@ -286,12 +332,21 @@ impl Oracle {
         self.flushed = self.moment();
         verdict
     }
+
+    /// Checks a whole image of a snapshot that was taken since the last check. Its verdict counts as durable what had to be in it.
+    #[must_use]
+    pub fn check_snapshot(&self, taken: Taken, image: &[u8]) -> Verdict {
+        let until = taken.answered.unwrap_or(Moment(u64::MAX));
+        Evidence::new(self, taken.asked, until).of(image).0
+    }
 }
 
 /// Collects what an image says about each operation.
 struct Evidence<'a> {
     oracle: &'a Oracle,
     durable: Moment,
+    /// What was issued from here on is not in the image.
+    until: Moment,
     /// Acknowledged operations that are surely present.
     present: Vec<OpId>,
     /// Acknowledged operations that are absent, with one place each.
@@ -299,7 +354,20 @@ struct Evidence<'a> {
     violations: Vec<Violation>,
 }
 
-impl Evidence<'_> {
+impl<'a> Evidence<'a> {
+    fn new(oracle: &'a Oracle, durable: Moment, until: Moment) -> Self {
+        Self { oracle, durable, until, present: Vec::new(), absent: BTreeMap::new(), violations: Vec::new() }
+    }
+
+    /// The verdict on an image, and what each sector holds unless it is damaged.
+    fn of(mut self, image: &[u8]) -> (Verdict, Vec<Option<Content>>) {
+        let mut seen = Vec::with_capacity(self.oracle.sectors.len());
+        for (block, bytes) in image.chunks(8 * SECTOR).enumerate() {
+            self.block(Lba(block as u64 * 8), bytes, &mut seen);
+        }
+        (self.verdict(), seen)
+    }
+
     fn block(&mut self, first: Lba, bytes: &[u8], seen: &mut Vec<Option<Content>>) {
         // For the torn check: operations surely here, and the candidates of each sector.
         let mut here: Vec<OpId> = Vec::new();
@@ -317,9 +385,12 @@ impl Evidence<'_> {
                 }
             };
             seen.push(Some(found));
-            let candidates = oracle.explain(lba, sector, found);
+            let candidates = oracle.explain(lba, sector, found, self.until);
             if candidates.is_empty() {
-                self.violations.push(Violation::Unexplained { lba, found });
+                let later = !oracle.explain(lba, sector, found, Moment(u64::MAX)).is_empty();
+                let answered = self.until;
+                let broken = if later { Violation::Later { lba, found, answered } } else { Violation::Unexplained { lba, found } };
+                self.violations.push(broken);
                 continue;
             }
             self.judge(lba, sector, &candidates, found);

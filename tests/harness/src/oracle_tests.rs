@@ -2,7 +2,7 @@
 
 use lamina_contract::units::{Lba, SectorCount};
 
-use super::{Crash, OpId, Oracle, Paint, Violation};
+use super::{Crash, OpId, Oracle, Paint, Taken, Violation};
 use crate::stamp::{Content, SECTOR, TemplateId, paint};
 
 const VOLUME: u64 = 0xabc;
@@ -207,4 +207,59 @@ fn a_read_sees_nothing_older_than_what_was_acknowledged() {
     assert!(!model.oracle.check_read(Lba(0), &stale, after).is_empty());
     let fresh = model.image[..8 * SECTOR].to_vec();
     assert_eq!(model.oracle.check_read(Lba(0), &fresh, after), []);
+}
+
+/// A model whose block 0 has a value from each time: before the snapshot was asked for (in `image`), and after it was answered.
+fn cut_between_two_writes() -> (Model, Taken, Vec<u8>, [OpId; 2]) {
+    let mut model = Model::new(4);
+    let early = model.written(0, 8);
+    let asked = model.oracle.moment();
+    let cut = model.image.clone();
+    let answered = Some(model.oracle.moment());
+    let late = model.written(0, 8);
+    (model, Taken { asked, answered }, cut, [early, late])
+}
+
+#[test]
+fn an_honest_snapshot_passes_and_the_volume_is_checked_after_it_as_before() {
+    let (mut model, taken, cut, _) = cut_between_two_writes();
+    let verdict = model.oracle.check_snapshot(taken, &cut);
+    assert_eq!((verdict.violations.as_slice(), verdict.durable), ([].as_slice(), 1));
+    assert_eq!(model.check(Crash::Kill), []);
+}
+
+#[test]
+fn a_snapshot_that_lacks_what_was_acknowledged_before_it_is_found() {
+    let (model, taken, cut, [early, _]) = cut_between_two_writes();
+    let violations = model.oracle.check_snapshot(taken, &vec![0; cut.len()]).violations;
+    assert!(matches!(violations.as_slice(), [Violation::Lost { op, .. }, ..] if *op == early), "{violations:?}");
+}
+
+#[test]
+fn a_snapshot_that_has_what_was_issued_after_its_answer_is_found() {
+    let (model, taken, _, [_, late]) = cut_between_two_writes();
+    let violations = model.oracle.check_snapshot(taken, &model.image).violations;
+    let later = |broken: &Violation| matches!(broken, Violation::Later { found, .. } if *found == Content::Unique(late));
+    assert!(violations.len() == 8 && violations.iter().all(later), "{violations:?}");
+    // Nobody heard the answer: then it may have been taken as late as that.
+    assert_eq!(model.oracle.check_snapshot(Taken { answered: None, ..taken }, &model.image).violations, []);
+}
+
+#[test]
+fn a_snapshot_may_have_what_was_in_flight_while_it_was_taken_but_only_a_prefix_of_it() {
+    let mut model = Model::new(4);
+    let asked = model.oracle.moment();
+    let first = model.written(0, 8);
+    let after_first = model.image.clone();
+    let second = model.issue(16, 8, Paint::Unique);
+    let mut only_second = vec![0; model.image.len()];
+    std::mem::swap(&mut model.image, &mut only_second);
+    model.apply(second, 16, 8);
+    std::mem::swap(&mut model.image, &mut only_second);
+    model.oracle.acknowledge(second);
+    let taken = Taken { asked, answered: Some(model.oracle.moment()) };
+    assert_eq!(model.oracle.check_snapshot(taken, &vec![0; after_first.len()]).violations, []);
+    assert_eq!(model.oracle.check_snapshot(taken, &after_first).violations, []);
+    let violations = model.oracle.check_snapshot(taken, &only_second).violations;
+    assert_eq!(violations, [Violation::NotAPrefix { present: second, absent: first }]);
 }

@@ -249,15 +249,24 @@ impl StampedWriter {
     /// # Errors
     /// [`ClientError`] when the region cannot be read.
     pub fn verify(&mut self, socket: &Path, crash: Crash, patience: Duration) -> Result<Verdict, ClientError> {
-        let options = ClientOptions { depth: 8, buffer: 256 << 10, limit: patience, ..ClientOptions::default() };
-        let mut client = Client::connect_within(socket, options, patience)?;
-        let mut image = vec![0; self.oracle.sectors().bytes() as usize];
-        read_all(client.queue(), &mut image, patience)?;
+        let image = read_image(socket, self.oracle.sectors(), patience)?;
         let mut verdict = self.oracle.check(crash, &image);
         self.marks.clear();
         verdict.violations.append(&mut self.violations);
         Ok(verdict)
     }
+}
+
+/// The first `sectors` of a disk.
+///
+/// # Errors
+/// [`ClientError`] when they cannot be read.
+pub fn read_image(socket: &Path, sectors: SectorCount, patience: Duration) -> Result<Vec<u8>, ClientError> {
+    let options = ClientOptions { depth: 8, buffer: 256 << 10, limit: patience, ..ClientOptions::default() };
+    let mut client = Client::connect_within(socket, options, patience)?;
+    let mut image = vec![0; sectors.bytes() as usize];
+    read_all(client.queue(), &mut image, patience)?;
+    Ok(image)
 }
 
 /// Fills `image` from sector 0 on with all slots in flight.

@@ -10,7 +10,7 @@ use lamina_harness::{Crash, Daemon, HarnessError, StampedWriter, Verdict, Volume
 use crate::bed::wait_attached;
 
 /// How long a silent daemon is waited for: a loaded machine may take its time, a lost request never comes.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Writers on the volumes of one daemon.
 pub struct Storm {
@@ -75,6 +75,11 @@ impl Storm {
     /// The writers.
     pub fn writers(&mut self) -> impl Iterator<Item = &mut StampedWriter> {
         self.targets.iter_mut().map(|(_, writer)| writer)
+    }
+
+    /// The writer of one of its volumes.
+    pub fn writer(&mut self, volume: &str) -> Option<&mut StampedWriter> {
+        self.targets.iter_mut().find(|(target, _)| target.name == volume).map(|(_, writer)| writer)
     }
 
     /// Changes acknowledged so far.

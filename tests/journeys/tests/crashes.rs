@@ -1,4 +1,5 @@
-//! The real daemon dies, in every way, under clients that stamp every sector; an oracle looks at what is left.
+//! The real daemon dies, in every way, under clients that stamp every sector, and while snapshots and clones come and go; an oracle looks
+//! at what is left.
 //!
 //! `LAMINA_KILL_CYCLES` (25) and `LAMINA_POWER_CYCLES` (10) set how long it goes on, `LAMINA_SOAK` makes both forty times as long; `LAMINA_SEED` repeats a run.
 
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lamina_contract::units::ByteSize;
 use lamina_harness::{Crash, HarnessError, LoopFs, Place, Sign, WriterMix, binary};
-use lamina_journeys::{Bed, Storm, StormReport, cycles_from_environment, drain};
+use lamina_journeys::{Bed, LifeCycles, Storm, StormReport, cycles_from_environment, drain};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -38,32 +39,32 @@ fn kill_an_acknowledged_write_survives_kill_9_at_any_moment() {
     let mut random = StdRng::seed_from_u64(seed());
     let mut bed = small_journal_bed();
     let mut storm = Storm::new(&bed.daemon, 2, REGION, WriterMix::default(), random.random()).expect("volumes");
+    let mut lives = LifeCycles::new(&bed.daemon, &mut storm, random.random());
     let mut report = StormReport::default();
     for cycle in 0..cycles {
         let moment = Duration::from_millis(random.random_range(5..400));
         let style = random.random_range(0..10_u32);
         let daemon = &mut bed.daemon;
-        storm
-            .blow(|| {
-                std::thread::sleep(moment);
-                match style {
-                    // A pause of the whole process first: late answers, no lost ones.
-                    0 => {
-                        daemon.process().signal(Sign::Stop);
-                        std::thread::sleep(Duration::from_millis(150));
-                        daemon.process().signal(Sign::Continue);
-                        std::thread::sleep(moment);
-                        daemon.kill();
-                    }
-                    1 => {
-                        let status = daemon.terminate(Duration::from_secs(60))?;
-                        assert!(status.success(), "SIGTERM: {status}");
-                    }
-                    _ => daemon.kill(),
+        let die = || {
+            std::thread::sleep(moment);
+            match style {
+                // A pause of the whole process first: late answers, no lost ones.
+                0 => {
+                    daemon.process().signal(Sign::Stop);
+                    std::thread::sleep(Duration::from_millis(150));
+                    daemon.process().signal(Sign::Continue);
+                    std::thread::sleep(moment);
+                    daemon.kill();
                 }
-                Ok(true)
-            })
-            .expect("a storm");
+                1 => {
+                    let status = daemon.terminate(Duration::from_secs(60))?;
+                    assert!(status.success(), "SIGTERM: {status}");
+                }
+                _ => daemon.kill(),
+            }
+            Ok(true)
+        };
+        lives.meanwhile(|| storm.blow(die)).expect("a storm");
         // Sometimes recovery itself is killed, more than once.
         while random.random_bool(0.25) {
             let mut short =
@@ -72,10 +73,19 @@ fn kill_an_acknowledged_write_survives_kill_9_at_any_moment() {
             short.kill();
         }
         Storm::restart(&mut bed.daemon, &mut report).expect("ready again");
+        lives.check(&format!("cycle {cycle}"), &mut storm).expect("snapshots and clones");
         storm.check(&format!("cycle {cycle}"), Crash::Kill, &mut report).expect("an image");
     }
-    println!("{cycles} kills: {report:?}");
+    // A flattened clone shows what it showed, also to a daemon that has nothing in memory.
+    lives.flatten().expect("flattened");
+    bed.daemon.kill();
+    Storm::restart(&mut bed.daemon, &mut report).expect("ready again");
+    lives.check("flattened", &mut storm).expect("snapshots and clones");
+    println!("{cycles} kills: {report:?}, {:?}", lives.report());
     assert!(report.acknowledged > cycles * 20, "the storm was a breeze: {report:?}");
+    let lived = lives.report();
+    assert!(lived.checked > cycles / 2 && lived.durable > cycles * 5, "hardly a snapshot was looked at: {lived:?}");
+    assert!(lived.flattened > 0 && lived.compared > 0, "no clone was looked at again: {lived:?}");
 }
 
 /// What `laminad --list-failpoints` answers.
@@ -102,6 +112,7 @@ fn kill_an_acknowledged_write_survives_an_abort_at_each_named_failpoint() {
         bed.volume(&format!("bystander-{number}"), ByteSize(8 << 20)).expect("a volume");
     }
     let mut storm = Storm::new(&bed.daemon, 2, REGION, WriterMix::default(), random.random()).expect("volumes");
+    let mut lives = LifeCycles::new(&bed.daemon, &mut storm, random.random());
     let mut report = StormReport::default();
     let mut silent: BTreeSet<String> = BTreeSet::new();
     for name in &names {
@@ -116,32 +127,32 @@ fn kill_an_acknowledged_write_survives_an_abort_at_each_named_failpoint() {
         let mut fired = matches!(bed.daemon.start_again(), Err(HarnessError::Ended { .. }));
         if !fired {
             let daemon = &mut bed.daemon;
-            storm
-                .blow(|| {
-                    // Names of volumes that come and go, for the failpoints of creation and deletion.
-                    if name.starts_with("create-") || name.starts_with("delete-") {
-                        let _ = daemon.create_volume("passing", ByteSize(8 << 20));
-                        let _ = daemon.cli(&["volume", "delete", "passing", "--yes"]);
-                    }
-                    // A checkpoint comes after so many changes: a busy machine takes its time for them.
-                    fired = daemon.process().wait(Duration::from_secs(90)).is_ok();
-                    daemon.kill();
-                    Ok(true)
-                })
-                .expect("a storm");
+            let die = || {
+                // Names of volumes that come and go, for the failpoints of creation and deletion.
+                if name.starts_with("create-") || name.starts_with("delete-") {
+                    let _ = daemon.create_volume("passing", ByteSize(8 << 20));
+                    let _ = daemon.cli(&["volume", "delete", "passing", "--yes"]);
+                }
+                // A checkpoint comes after so many changes: a busy machine takes its time for them.
+                fired = daemon.process().wait(Duration::from_secs(90)).is_ok();
+                daemon.kill();
+                Ok(true)
+            };
+            lives.meanwhile(|| storm.blow(die)).expect("a storm");
         }
         if !fired {
             silent.insert(name.clone());
         }
         bed.daemon.options().environment.clear();
         Storm::restart(&mut bed.daemon, &mut report).expect("ready again");
+        lives.check(&format!("failpoint {name}:{count}"), &mut storm).expect("snapshots and clones");
         storm.check(&format!("failpoint {name}:{count}"), Crash::Kill, &mut report).expect("an image");
         // A volume that was being made or deleted is there as a whole or not at all, and its name can be used.
         if bed.daemon.volume("passing").is_ok() {
             bed.daemon.cli(&["volume", "delete", "passing", "--yes"]).expect("deleted");
         }
     }
-    println!("{} failpoints: {report:?}; not reached: {silent:?}", names.len());
+    println!("{} failpoints: {report:?}, {:?}; not reached: {silent:?}", names.len(), lives.report());
     assert!(silent.is_empty(), "not reached, so not tested: {silent:?}");
 }
 
