@@ -22,9 +22,11 @@ use crate::volume::{Pause, Volume};
 use futures::TryStreamExt;
 use object_store::ObjectStore;
 use std::collections::HashSet;
+use tokio::sync::MutexGuard;
 
-/// Cuts of one volume that may wait for the store: each is a level that reads look through.
-const MOST_WAITING: usize = 16;
+/// Cuts of one volume that may wait for the store: each is a level that reads look through, at some 50 ns. Enough for a few each
+/// second while a checkpoint of the whole map is written.
+const MOST_WAITING: usize = 64;
 /// How long a cut waits for earlier ones to be stored before it is refused.
 const WAITING_PATIENCE: Duration = Duration::from_secs(10);
 /// How often what waits is looked at.
@@ -142,20 +144,12 @@ impl Node {
     /// # Errors
     /// When a volume is not open or halted, a name is taken or a text too long, or the registry or the journal refuse. None is taken then.
     pub async fn snapshot(&self, wanted: &[(VolumeId, SnapshotSpec)]) -> Result<Vec<Snapshot>, EngineError> {
-        let _change = self.changes.lock().await;
-        self.snapshot_locked(wanted).await
-    }
-
-    /// As [`Node::snapshot`], by the holder of the lock on changes.
-    pub(crate) async fn snapshot_locked(&self, wanted: &[(VolumeId, SnapshotSpec)]) -> Result<Vec<Snapshot>, EngineError> {
+        let _change = self.changes_with_room(wanted.iter().map(|(id, _)| *id)).await?;
         let mut volumes = Vec::with_capacity(wanted.len());
         for (id, spec) in wanted {
             let volume = self.volume(*id).ok_or(EngineError::Unknown { volume: *id })?;
             check(&volume, spec)?;
             volumes.push((volume, spec));
-        }
-        for (volume, _) in &volumes {
-            self.wait_for_room(volume).await?;
         }
         let cuts: Vec<(Arc<Volume>, Arc<Cut>)> = {
             let _append = self.core.journal.lock();
@@ -218,17 +212,22 @@ impl Node {
         if unknown.is_none() && promised == cuts.len() { Ok(()) } else { Err(error) }
     }
 
-    async fn wait_for_room(&self, volume: &Volume) -> Result<(), EngineError> {
-        let waiting = || volume.layers.read().cuts();
+    /// The lock on changes, as soon as each of the volumes has room for a cut. Who waits for that holds nobody else up.
+    async fn changes_with_room(&self, ids: impl Iterator<Item = VolumeId> + Clone) -> Result<MutexGuard<'_, ()>, EngineError> {
         let until = self.core.clock.monotonic_ms() + WAITING_PATIENCE.as_millis() as u64;
-        while waiting() >= MOST_WAITING {
+        loop {
+            let changes = self.changes.lock().await;
+            let waiting = ids.clone().filter_map(|id| Some((id, self.volume(id)?.layers.read().cuts())));
+            let Some((volume, waiting)) = waiting.max_by_key(|(_, cuts)| *cuts).filter(|(_, cuts)| *cuts >= MOST_WAITING) else {
+                return Ok(changes);
+            };
+            drop(changes);
             if self.core.clock.monotonic_ms() >= until || self.is_manual() {
-                return Err(EngineError::TooManyWaiting { volume: volume.id(), waiting: waiting() });
+                return Err(EngineError::TooManyWaiting { volume, waiting });
             }
             self.core.work.notify_one();
             tokio::time::sleep(POLL).await;
         }
-        Ok(())
     }
 
     /// Takes a volume back to one of its snapshots. What it holds now stays as the automatic snapshot `discarded`. Whoever has the disk
@@ -237,7 +236,7 @@ impl Node {
     /// # Errors
     /// As [`Node::snapshot`].
     pub async fn rollback(&self, id: VolumeId, to: SnapshotId, discarded: SnapshotSpec) -> Result<Snapshot, EngineError> {
-        let _change = self.changes.lock().await;
+        let _change = self.changes_with_room(std::iter::once(id)).await?;
         let discarded = SnapshotSpec { automatic: true, ..discarded };
         let mut all = self.rollback_locked(&[(id, to, discarded)]).await?;
         all.pop().ok_or(EngineError::Unknown { volume: id })
@@ -248,7 +247,7 @@ impl Node {
     /// # Errors
     /// As [`Node::snapshot`].
     pub async fn rollback_all(&self, wanted: &[(VolumeId, SnapshotId, SnapshotSpec)]) -> Result<Vec<Snapshot>, EngineError> {
-        let _change = self.changes.lock().await;
+        let _change = self.changes_with_room(wanted.iter().map(|(id, ..)| *id)).await?;
         self.rollback_locked(wanted).await
     }
 
@@ -263,7 +262,6 @@ impl Node {
             let view = volume.snapshots.view(*to, &volume.pages).await?;
             let size =
                 volume.snapshots.list().into_iter().find(|s| s.note.id == *to).map_or(volume.size_bytes(), |s| s.note.size_bytes);
-            self.wait_for_room(&volume).await?;
             targets.push((volume, spec, view, size));
         }
         // Until it is decided where they go on, nothing is accepted; what is accepted then belongs to the state gone back to.

@@ -140,10 +140,15 @@ fn reap(queue: &mut Queue) -> Result<(), HarnessError> {
     Ok(())
 }
 
+/// `rounds` of a snapshot, a clone of it, a read there, and a rollback: five rounds a second, so ten cuts, while the first of them has the
+/// whole map checkpointed. Asked for without a pause, the 64 cuts that may wait for that are used up within two seconds.
 fn life_cycles(asking: &Asking, writes: u64, rounds: usize, report: &mut Report) -> Result<(), HarnessError> {
+    const PACE: Duration = Duration::from_millis(200);
     let large = name("large");
     let (mut snapshots, mut clones, mut reads, mut rollbacks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let first = Instant::now();
     for round in 0..rounds {
+        std::thread::sleep((PACE * round as u32).saturating_sub(first.elapsed()));
         // Each round changes something, so that there is something to take and to discard.
         let block = (round as u64).wrapping_mul(STEP) % BLOCKS * BLOCK as u64;
         asking.ask("a write", asking.interface.write_data(&large, block, vec![0xa5; BLOCK].into()))?;
@@ -248,21 +253,28 @@ fn depth(daemon: &Daemon, asking: &Asking, settings: &Settings, report: &mut Rep
         bytes: BLOCK,
         depth: 32,
         set: SET,
-        time: Duration::from_secs(if settings.quick { 2 } else { 5 }),
-        warm_up: Duration::from_secs(1),
+        time: Duration::from_secs(2),
+        warm_up: Duration::from_millis(500),
         poll: false,
     };
     let sockets = [name("desk-2"), parent].map(|volume| daemon.volume(volume.as_str()).map(|volume| volume.socket));
     let [flat, deep] = sockets;
     let (flat, deep) = (flat?, deep?);
+    let pairs = if settings.quick { 5 } else { 21 };
     let mut ratios = Vec::new();
-    for _ in 0..5 {
-        let one = load::run(&flat, &load, 1)?.per_second();
-        let other = load::run(&deep, &load, 2)?.per_second();
-        ratios.push(other / one);
+    for pair in 0..pairs {
+        // Whoever goes first has the machine as the pair before left it: they take turns.
+        let (one, other) = if pair % 2 == 0 {
+            let one = load::run(&flat, &load, 1)?;
+            (one, load::run(&deep, &load, 2)?)
+        } else {
+            let other = load::run(&deep, &load, 2)?;
+            (load::run(&flat, &load, 1)?, other)
+        };
+        ratios.push(other.per_second() / one.per_second());
     }
     ratios.sort_by(f64::total_cmp);
-    let note = format!("five pairs, {:.2} to {:.2}", ratios[0], ratios[4]);
-    report.row("reads 64 generations deep / of one", ratios[2], "×", Goal::AtLeast(0.95), note);
+    let note = format!("median of {pairs} pairs, {:.2} to {:.2}", ratios[0], ratios[pairs - 1]);
+    report.row("reads 64 generations deep / of one", ratios[pairs / 2], "×", Goal::AtLeast(0.95), note);
     Ok(())
 }
