@@ -78,6 +78,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) store_lag: Option<Duration>,
 
+    /// How long after a start guests may take to come back, before their volumes are taken back, shrunk or deleted [default: 3s].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) reconnect_wait: Option<Duration>,
+
     /// Loopback address for Prometheus, as 127.0.0.1:9603; serves /metrics only.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics_listen: Option<SocketAddr>,

@@ -31,6 +31,8 @@ pub(crate) struct Document {
     pub(crate) write_min: Option<usize>,
     #[serde(deserialize_with = "duration")]
     pub(crate) store_lag: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) reconnect_wait: Option<Duration>,
     pub(crate) journal_dir: Option<PathBuf>,
     #[serde(deserialize_with = "parsed")]
     pub(crate) journal_size: Option<ByteSize>,

@@ -29,6 +29,7 @@ mod snapshots;
 mod state_dir;
 mod telemetry;
 mod tokens;
+mod unguested;
 mod upkeep;
 mod view;
 mod vm_clones;

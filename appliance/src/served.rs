@@ -20,6 +20,7 @@ use lamina_api::status::{Degradation, Status};
 use lamina_api::target::TargetList;
 use lamina_api::volume::{ChangeVolume, CreateVolume, Volume, VolumeFilter, VolumeList};
 use lamina_cluster::EmbeddedCoordination;
+use lamina_contract::snapshot::check_labels;
 use lamina_contract::{
     BlockDevice, BlockSize, Clock, Coordination, CoordinationError, ScoSize, Timestamp, VolumeId, VolumeName, VolumeRecord,
     VolumeSettings, VolumeSpec,
@@ -70,7 +71,7 @@ pub(crate) struct Served {
     coordination: Arc<EmbeddedCoordination>,
     runtime: Handle,
     vhost: PathBuf,
-    fronts: RwLock<BTreeMap<VolumeId, Front>>,
+    fronts: RwLock<Fronts>,
     /// Held during each change, so that they go one at a time.
     detached: Mutex<Detached>,
     began: Instant,
@@ -80,11 +81,21 @@ pub(crate) struct Served {
     this: OnceLock<Weak<Self>>,
 }
 
+/// The sockets there are.
+#[derive(Default)]
+struct Fronts {
+    of: BTreeMap<VolumeId, Front>,
+    /// The daemon ends: none is made any more, or guests would come back to volumes that are being closed.
+    are_closing: bool,
+}
+
 /// A volume's socket, and what holds its guest to limits.
 #[derive(Clone)]
 struct Front {
     server: Arc<Server>,
     paced: Arc<Paced>,
+    /// Made by the start: a guest that had it before may be on its way back.
+    since_start: bool,
 }
 
 impl Front {
@@ -162,12 +173,12 @@ impl Served {
 
     /// What limits hold back, by volume.
     pub(crate) fn held(&self) -> BTreeMap<VolumeId, HeldCounters> {
-        self.fronts.read().iter().map(|(id, front)| (*id, front.paced.counters())).collect()
+        self.fronts.read().of.iter().map(|(id, front)| (*id, front.paced.counters())).collect()
     }
 
     /// Tells a volume's guest that it may have another size.
     pub(crate) fn resized(&self, id: VolumeId) {
-        if let Some(front) = self.fronts.read().get(&id) {
+        if let Some(front) = self.fronts.read().of.get(&id) {
             front.server.resized();
         }
     }
@@ -186,7 +197,17 @@ impl Served {
     }
 
     fn is_connected(&self, id: VolumeId) -> bool {
-        self.fronts.read().get(&id).is_some_and(|front| front.server.counters().connected)
+        self.fronts.read().of.get(&id).is_some_and(|front| front.server.counters().connected)
+    }
+
+    /// Whether a guest that had the volume before the start may be on its way back to it.
+    pub(crate) fn is_expecting(&self, id: VolumeId) -> bool {
+        self.fronts.read().of.get(&id).is_some_and(|front| front.since_start && front.server.counters().connections == 0)
+    }
+
+    /// When guests that had a volume before the start have come back to it.
+    pub(crate) fn guests_are_back(&self) -> Instant {
+        self.began + self.settings.reconnect_wait
     }
 
     /// Attaches every volume that was not detached. One that cannot be served is logged and listed as degraded.
@@ -198,6 +219,8 @@ impl Served {
             }
             if let Err(problem) = self.serve(volume.id(), &volume.spec().name) {
                 tracing::error!(volume = %volume.spec().name, %problem, "the volume is not served");
+            } else if let Some(front) = self.fronts.write().of.get_mut(&volume.id()) {
+                front.since_start = true;
             }
         }
     }
@@ -222,7 +245,11 @@ impl Served {
 
     /// Stops all front ends at once and waits for them.
     pub(crate) fn stop_fronts(&self) {
-        let fronts = std::mem::take(&mut *self.fronts.write());
+        let fronts = {
+            let mut fronts = self.fronts.write();
+            fronts.are_closing = true;
+            std::mem::take(&mut fronts.of)
+        };
         let stopping: Vec<_> = fronts.into_values().map(|front| std::thread::spawn(move || front.stop())).collect();
         for thread in stopping {
             match thread.join() {
@@ -250,7 +277,7 @@ impl Served {
 
     /// What front ends count, by volume.
     pub(crate) fn fronts(&self) -> BTreeMap<VolumeId, CounterSnapshot> {
-        self.fronts.read().iter().map(|(id, front)| (*id, front.server.counters())).collect()
+        self.fronts.read().of.iter().map(|(id, front)| (*id, front.server.counters())).collect()
     }
 
     /// Every open volume's status, by name.
@@ -266,7 +293,7 @@ impl Served {
         let fronts = self.fronts.read();
         // While a change is under way, a volume without a socket is no fault.
         let unserved = self.detached.try_lock().map_or_else(Vec::new, |detached| {
-            let without = volumes.iter().filter(|volume| !fronts.contains_key(&volume.id) && !detached.contains(volume.id));
+            let without = volumes.iter().filter(|volume| !fronts.of.contains_key(&volume.id) && !detached.contains(volume.id));
             without.map(|volume| volume.spec.name.to_string()).collect()
         });
         drop(fronts);
@@ -302,23 +329,24 @@ impl Served {
     }
 
     pub(crate) fn refuse_connected(&self, id: VolumeId, name: &VolumeName) -> Result<(), Problem> {
-        if !self.is_connected(id) {
-            return Ok(());
-        }
-        Err(Problem::new(ProblemKind::Conflict, format!("a guest uses volume '{name}'"))
-            .advise("shut the guest down or take the disk from it first"))
+        if self.is_connected(id) { Err(self.in_use(name)) } else { Ok(()) }
+    }
+
+    pub(crate) fn in_use(&self, name: &VolumeName) -> Problem {
+        Problem::new(ProblemKind::Conflict, format!("a guest uses volume '{name}'"))
+            .advise("shut the guest down or take the disk from it first")
     }
 
     fn show(&self, record: &VolumeRecord, relations: &Relations) -> Volume {
         let volume = self.node.volume(record.id);
-        let front = self.fronts.read().get(&record.id).map(|front| Arc::clone(&front.server));
+        let front = self.fronts.read().of.get(&record.id).map(|front| Arc::clone(&front.server));
         let counters = front.as_ref().map(|front| front.counters());
         view::volume(record, volume.as_deref(), relations, front.as_ref().map(|front| front.path()), counters.as_ref())
     }
 
     /// Makes the volume's socket, unless it is there.
     pub(crate) fn serve(&self, id: VolumeId, name: &VolumeName) -> Result<(), Problem> {
-        if self.fronts.read().contains_key(&id) {
+        if self.fronts.read().of.contains_key(&id) {
             return Ok(());
         }
         let Some(volume) = self.node.volume(id) else {
@@ -330,9 +358,17 @@ impl Served {
         let paced = self.pacer.pace(volume.clone() as Arc<dyn BlockDevice>);
         paced.set_limits(limits_of(&volume.settings()));
         let server = Server::bind(&path, Arc::clone(&paced) as Arc<dyn BlockDevice>, options).map_err(|error| of_server(&error))?;
-        tracing::info!(volume = %name, socket = %path.display(), "attached");
-        self.fronts.write().insert(id, Front { server: Arc::new(server), paced });
-        Ok(())
+        let front = Front { server: Arc::new(server), paced, since_start: false };
+        {
+            let mut fronts = self.fronts.write();
+            if !fronts.are_closing {
+                fronts.of.insert(id, front);
+                tracing::info!(volume = %name, socket = %path.display(), "attached");
+                return Ok(());
+            }
+        }
+        front.stop();
+        Err(Problem::new(ProblemKind::Unavailable, "the daemon is ending"))
     }
 
     fn socket(&self, name: &VolumeName) -> PathBuf {
@@ -353,15 +389,15 @@ impl Served {
             .advise("choose a shorter name, or a shorter --state-dir or runtime_dir"))
     }
 
-    /// Removes the volume's socket, if it has one.
-    pub(crate) fn unserve(&self, id: VolumeId, name: &VolumeName) {
-        let front = self.fronts.write().remove(&id);
-        if let Some(front) = front {
-            if let Drained::Unanswered(left) = front.stop() {
-                tracing::warn!(volume = %name, left, "requests were left unanswered");
-            }
-            tracing::info!(volume = %name, "detached");
+    /// Removes the volume's socket, if it has one. Whether a guest had it, up to the moment when it was gone.
+    pub(crate) fn unserve(&self, id: VolumeId, name: &VolumeName) -> bool {
+        let Some(front) = self.fronts.write().of.remove(&id) else { return false };
+        let before = front.server.counters();
+        if let Drained::Unanswered(left) = front.stop() {
+            tracing::warn!(volume = %name, left, "requests were left unanswered");
         }
+        tracing::info!(volume = %name, "detached");
+        before.connected || front.server.counters().connections > before.connections
     }
 }
 
@@ -374,7 +410,8 @@ impl Served {
             let detail = format!("volume '{name}' has {} clone{}: {}", clones.len(), plural(clones.len()), few(&clones));
             return Err(Problem::new(ProblemKind::Conflict, detail).advise("delete or flatten them first"));
         }
-        let snapshots = self.node.volume(record.id).map_or_else(Vec::new, |volume| volume.snapshots());
+        // Not open: whether it has pinned snapshots is not known, and they would go with it.
+        let snapshots = self.open_volume(name)?.snapshots();
         let names = |wanted: &dyn Fn(&lamina_engine::Snapshot) -> bool| -> Vec<_> {
             snapshots.iter().filter(|snapshot| wanted(snapshot)).map(|snapshot| snapshot.note.name.clone()).collect()
         };
@@ -393,17 +430,9 @@ impl Served {
 }
 
 impl Served {
-    /// Deletes a volume that was found to be free for it, with its socket.
+    /// Deletes a volume that was found to be free for it and has no socket.
     pub(crate) fn delete_now(&self, detached: &mut Detached, id: VolumeId, name: &VolumeName) -> Result<(), Problem> {
-        self.unserve(id, name);
-        if let Err(error) = self.runtime.block_on(self.node.delete(id)) {
-            if !detached.contains(id)
-                && let Err(problem) = self.serve(id, name)
-            {
-                tracing::warn!(volume = %name, %problem, "not served again after a deletion that failed");
-            }
-            return Err(of_engine(&error));
-        }
+        self.runtime.block_on(self.node.delete(id)).map_err(|error| of_engine(&error))?;
         if let Err(error) = detached.remove(id) {
             // An identity is never used again: the entry costs 19 bytes.
             tracing::debug!(volume = %name, %error, "the list of detached volumes keeps a deleted one");
@@ -463,21 +492,26 @@ impl Volumes for Served {
     }
 
     fn change_volume(&self, name: &VolumeName, change: &ChangeVolume) -> Result<Volume, Problem> {
-        let changes = self.detached.lock();
         let volume = self.open_volume(name)?;
         let id = volume.id();
+        let shrinks = change.size_bytes.is_some_and(|bytes| bytes < volume.size_bytes());
+        let is_turned = change.template.is_some_and(|template| template != volume.settings().template);
+        // What a guest must not see happen, and anything else.
+        let (unguested, changes) = if shrinks || is_turned {
+            (Some(self.unguested(vec![(id, name.clone())])?), None)
+        } else {
+            (None, Some(self.detached.lock()))
+        };
         let mut settings = (*volume.settings()).clone();
         if let Some(labels) = &change.labels {
             settings.labels = reserved::replaced(&settings.labels, labels)?;
+            // Before the size is changed: all of it or nothing.
+            check_labels(&settings.labels).map_err(|error| of_unit(&error))?;
         }
         if let Some(changes) = change.settings {
             settings = with_settings(changes.applied_to(view::settings_of(&settings)), settings);
         }
         settings.template = change.template.unwrap_or(settings.template);
-        let shrinks = change.size_bytes.is_some_and(|bytes| bytes < volume.size_bytes());
-        if settings.template != volume.settings().template || shrinks {
-            self.refuse_connected(id, name)?;
-        }
         if let Some(bytes) = change.size_bytes {
             self.block_on(self.node.resize(id, bytes, change.force)).map_err(|error| of_engine(&error))?;
             self.resized(id);
@@ -485,21 +519,20 @@ impl Volumes for Served {
         if settings != *volume.settings() {
             let limits = limits_of(&settings);
             self.block_on(self.node.change_settings(id, settings)).map_err(|error| of_engine(&error))?;
-            if let Some(front) = self.fronts.read().get(&id) {
+            if let Some(front) = self.fronts.read().of.get(&id) {
                 front.paced.set_limits(limits);
             }
         }
-        drop(changes);
+        drop((unguested, changes));
         self.volume(name)
     }
 
     fn delete_volume(&self, name: &VolumeName, snapshots: bool) -> Result<(), Problem> {
-        let mut detached = self.detached.lock();
         let record = self.find(name)?;
-        self.refuse_connected(record.id, name)?;
+        let mut unguested = self.unguested(vec![(record.id, name.clone())])?;
         self.machines.refuse_disks([name.as_str()], None)?;
         self.refuse_needed(&record, snapshots)?;
-        self.delete_now(&mut detached, record.id, name)
+        self.delete_now(unguested.detached(), record.id, name)
     }
 
     fn attach(&self, name: &VolumeName) -> Result<Volume, Problem> {

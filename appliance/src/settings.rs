@@ -27,6 +27,10 @@ const DEFAULT_MEMORY: ByteSize = ByteSize(1 << 30);
 const LAG: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 const DEFAULT_LAG: Duration = Duration::from_secs(10);
 
+/// QEMU and libvirt look for their socket again after a second.
+const DEFAULT_RECONNECT: Duration = Duration::from_secs(3);
+const MOST_RECONNECT: Duration = Duration::from_secs(60);
+
 /// `/vhost/` and the shortest name with `.sock`, which must fit behind the runtime directory; a volume whose longer name does not
 /// is refused when it is made.
 const SOCKET_NAME: usize = "/vhost/".len() + 1 + ".sock".len();
@@ -45,6 +49,7 @@ pub(crate) struct Settings {
     pub(crate) cache_size: ByteSize,
     pub(crate) memory_cap: ByteSize,
     pub(crate) store_lag: Duration,
+    pub(crate) reconnect_wait: Duration,
     pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) api: Option<ApiSettings>,
     pub(crate) log: String,
@@ -105,6 +110,8 @@ pub(crate) enum Problem {
     Small { asked: ByteSize, least: ByteSize },
     #[error("a lag of {asked:?} is outside 100ms to 60m")]
     Lag { asked: Duration },
+    #[error("waiting {asked:?} for guests after a start is more than 60s")]
+    Reconnect { asked: Duration },
     #[error("{address} is not a loopback address: metrics have no authentication; use 127.0.0.1 and a proxy in front")]
     NotLoopback { address: SocketAddr },
     #[error(
@@ -153,6 +160,7 @@ impl Settings {
             cache_size: flags.cache_size.or(document.cache_size).unwrap_or(DEFAULT_CACHE),
             memory_cap: flags.memory_cap.or(document.memory_cap).unwrap_or(DEFAULT_MEMORY),
             store_lag: flags.store_lag.or(document.store_lag).unwrap_or(DEFAULT_LAG),
+            reconnect_wait: flags.reconnect_wait.or(document.reconnect_wait).unwrap_or(DEFAULT_RECONNECT),
             metrics_listen: flags.metrics_listen.or(document.metrics_listen),
             api: match (document.api_listen, document.api_certificate, document.api_key) {
                 (Some(listen), Some(certificate), Some(key)) => Some(ApiSettings {
@@ -199,6 +207,10 @@ impl Settings {
         if !LAG.contains(&self.store_lag) {
             let flag = arguments.store_lag.map(|_| "--store-lag");
             return Err(sources.wrong(flag, "store_lag", Problem::Lag { asked: self.store_lag }));
+        }
+        if self.reconnect_wait > MOST_RECONNECT {
+            let flag = arguments.reconnect_wait.map(|_| "--reconnect-wait");
+            return Err(sources.wrong(flag, "reconnect_wait", Problem::Reconnect { asked: self.reconnect_wait }));
         }
         if let Some(address) = self.metrics_listen.filter(|address| !address.ip().is_loopback()) {
             let flag = arguments.metrics_listen.map(|_| "--metrics-listen");
@@ -359,6 +371,7 @@ mod tests {
         assert!(six(&["--drive", "/d1/inside"]).contains("inside each other"));
         assert!(six(&["--journal-size", "1MiB"]).contains("--journal-size: 1 MiB is too small: at least 64 MiB"));
         assert!(six(&["--store-lag", "1ms"]).contains("outside 100ms"));
+        assert!(six(&["--reconnect-wait", "2m"]).starts_with("--reconnect-wait: waiting 120s"));
         assert!(six(&["--metrics-listen", "0.0.0.0:9603"]).contains("loopback"));
         assert!(six(&["--log", "loud=very"]).contains("--log"));
         assert!(six(&["--policy", "4-2"]).contains("X+P"));

@@ -22,6 +22,7 @@ use lamina_engine::{CloneSpec, SnapshotChange, SnapshotSpec, Volume};
 use crate::jobs::{JobOrder, JobProgress};
 use crate::reserved;
 use crate::served::{Served, labels_of, of_engine, of_unit};
+use crate::vms::refuse_read_only;
 
 /// Clones that appear together.
 const TOGETHER: usize = 50;
@@ -124,13 +125,13 @@ impl Served {
         }
     }
 
-    async fn roll_back(&self, volume: &Arc<Volume>, from: From) -> Result<SnapshotName, Problem> {
-        let to = self.beginning(volume, from).await?;
+    /// Takes a volume back while no guest has it; gives the name of what that discards. Blocks.
+    fn roll_back(&self, volume: &Arc<Volume>, to: &lamina_engine::Snapshot) -> Result<SnapshotName, Problem> {
+        let _unguested = self.unguested(vec![(volume.id(), volume.spec().name)])?;
+        refuse_read_only(volume)?;
         let name = self.dated_name("before-rollback", self.clock().wall())?;
-        let discarded = self.node.rollback(volume.id(), to.note.id, SnapshotSpec::named(name)).await;
-        let discarded = discarded.map_err(|error| of_engine(&error))?;
-        self.resized(volume.id());
-        Ok(discarded.note.name)
+        let discarded = self.block_on(self.node.rollback(volume.id(), to.note.id, SnapshotSpec::named(name)));
+        Ok(discarded.map_err(|error| of_engine(&error))?.note.name)
     }
 
     async fn make_clones(
@@ -217,10 +218,12 @@ impl Snapshots for Served {
     fn rollback(&self, volume: &VolumeName, request: &Rollback) -> Result<Outcome<RolledBack>, Problem> {
         let from = From::of(request.snapshot.as_deref(), request.at.as_deref())?;
         let idle = self.idle(volume)?;
+        refuse_read_only(&idle)?;
         match from {
             From::Now => Err(Problem::new(ProblemKind::InvalidRequest, "say which snapshot or moment to go back to")),
-            From::Snapshot(_) => {
-                let discarded = self.block_on(self.roll_back(&idle, from))?.to_string();
+            From::Snapshot(name) => {
+                let to = self.find_snapshot(&idle, &name)?;
+                let discarded = self.roll_back(&idle, &to)?.to_string();
                 Ok(Outcome::Done(RolledBack { volume: self.volume(volume)?, discarded }))
             }
             From::Moment(_) => {
@@ -229,7 +232,14 @@ impl Snapshots for Served {
                 let (served, name) = (self.this()?, volume.clone());
                 let job = self.records.jobs.start(order, async move |progress: Arc<JobProgress>| {
                     progress.phase("reading the log");
-                    let discarded = served.roll_back(&idle, from).await?;
+                    let to = served.beginning(&idle, from).await?;
+                    progress.check()?;
+                    progress.phase("going back");
+                    // What waits for front ends blocks.
+                    let working = tokio::task::spawn_blocking(move || served.roll_back(&idle, &to));
+                    let discarded = working
+                        .await
+                        .unwrap_or_else(|_| Err(Problem::new(ProblemKind::Internal, "going back failed unexpectedly")))?;
                     Ok(JobResult {
                         volumes: vec![name.to_string()],
                         discarded: Some(discarded.to_string()),

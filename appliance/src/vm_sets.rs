@@ -60,16 +60,13 @@ impl Wanted {
     }
 
     /// What each disk's part is to be, in the order of the disks.
-    pub(crate) fn parts(&self, vm: &str, count: usize, frozen: bool) -> impl Iterator<Item = SnapshotSpec> {
+    pub(crate) fn parts(&self, vm: &str, count: usize) -> impl Iterator<Item = SnapshotSpec> {
         let id = format!("{:016x}", rand::random::<u64>());
         (1..=count).map(move |place| {
             let mut labels = self.labels.clone();
             labels.insert(reserved::VM.to_owned(), vm.to_owned());
             labels.insert(reserved::SET.to_owned(), id.clone());
             labels.insert(reserved::PART.to_owned(), format!("{place}/{count}"));
-            if frozen {
-                labels.insert(reserved::FROZEN.to_owned(), "true".to_owned());
-            }
             SnapshotSpec {
                 name: self.name.clone(),
                 labels,
@@ -187,28 +184,32 @@ impl Machines {
     pub(crate) fn take(&self, vm: &StoredVm, wanted: &Wanted, policy: FreezePolicy) -> Result<Set, Problem> {
         let disks = self.disks(vm)?;
         if policy == FreezePolicy::Off {
-            return self.cut(vm, &disks, wanted, false);
+            return self.cut(vm, &disks, wanted);
         }
         let agent = vm.body.guest_agent.as_deref().map(Path::new);
-        match hold_still(FreezePolicy::Required, agent, Limits::default(), || self.cut(vm, &disks, wanted, true)) {
+        match hold_still(FreezePolicy::Required, agent, Limits::default(), || self.cut(vm, &disks, wanted)) {
             Ok(held) => {
                 let set = held.value?;
                 if let Some(trouble) = &held.trouble {
                     tracing::warn!(vm = %vm.name, snapshot = %set.name, error = trouble as &dyn std::error::Error, "freezing the guest");
                 }
-                if held.frozen { Ok(set) } else { self.not_frozen(vm, set, policy) }
+                match (held.frozen, policy) {
+                    (true, _) => Ok(self.marked_frozen(vm, set)),
+                    (false, FreezePolicy::Required) => self.given_up(vm, &set),
+                    (false, _) => Ok(set),
+                }
             }
             Err(error) if policy == FreezePolicy::Preferred => {
                 tracing::warn!(vm = %vm.name, snapshot = %wanted.name, error = &error as &dyn std::error::Error,
                     "the guest was not frozen: the snapshot is what a power cut would leave");
-                self.cut(vm, &disks, wanted, false)
+                self.cut(vm, &disks, wanted)
             }
             Err(error) => Err(of_freeze(&error)),
         }
     }
 
-    fn cut(&self, vm: &StoredVm, disks: &[Arc<Volume>], wanted: &Wanted, frozen: bool) -> Result<Set, Problem> {
-        let specs = wanted.parts(&vm.name, disks.len(), frozen);
+    fn cut(&self, vm: &StoredVm, disks: &[Arc<Volume>], wanted: &Wanted) -> Result<Set, Problem> {
+        let specs = wanted.parts(&vm.name, disks.len());
         let all: Vec<(VolumeId, SnapshotSpec)> = disks.iter().map(|disk| disk.id()).zip(specs).collect();
         let taken = self.block_on(self.node.snapshot(&all)).map_err(|error| of_engine(&error))?;
         let parts = disks.iter().zip(taken).zip(1..);
@@ -218,23 +219,31 @@ impl Machines {
         Ok(Set { id, name: wanted.name.clone(), size: disks.len(), parts })
     }
 
-    /// It was thawed before the snapshot was done.
-    fn not_frozen(&self, vm: &StoredVm, mut set: Set, policy: FreezePolicy) -> Result<Set, Problem> {
-        if policy == FreezePolicy::Required {
-            if let Err(problem) = self.delete_set(&set) {
-                tracing::error!(vm = %vm.name, snapshot = %set.name, %problem,
-                    "this snapshot says that the guest was frozen, and it was not; delete it");
-            }
-            return Err(of_freeze(&FreezeError::ThawedEarly));
-        }
+    /// Says on all parts that the guest was held still: known only now that it was until they were all taken. One that cannot be
+    /// told so is a snapshot of a guest that runs, which promises less.
+    fn marked_frozen(&self, vm: &StoredVm, mut set: Set) -> Set {
         for part in &mut set.parts {
             let mut labels = part.snapshot.note.labels.clone();
-            labels.remove(reserved::FROZEN);
+            labels.insert(reserved::FROZEN.to_owned(), "true".to_owned());
             let change = SnapshotChange { labels: Some(labels), ..SnapshotChange::default() };
-            let changed = self.block_on(self.node.change_snapshot(part.volume.id(), part.snapshot.note.id, &change));
-            part.snapshot = changed.map_err(|error| of_engine(&error))?;
+            match self.block_on(self.node.change_snapshot(part.volume.id(), part.snapshot.note.id, &change)) {
+                Ok(changed) => part.snapshot = changed,
+                Err(error) => {
+                    tracing::warn!(vm = %vm.name, snapshot = %set.name, error = &error as &dyn std::error::Error,
+                        "the guest was frozen, and the snapshot cannot be made to say so");
+                    break;
+                }
+            }
         }
-        Ok(set)
+        set
+    }
+
+    /// The guest thawed before the snapshot was done, and only a frozen one was wanted.
+    fn given_up(&self, vm: &StoredVm, set: &Set) -> Result<Set, Problem> {
+        let problem = of_freeze(&FreezeError::ThawedEarly);
+        let Err(left) = self.delete_set(set) else { return Err(problem) };
+        tracing::warn!(vm = %vm.name, snapshot = %set.name, problem = %left, "taken while the guest was not frozen, and still there");
+        Err(problem.advise(format!("snapshot '{}' is there all the same, of a guest that ran: delete it or keep it", set.name)))
     }
 
     /// Whether a clone stands on a part.

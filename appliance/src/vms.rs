@@ -23,7 +23,17 @@ use crate::machines::{StoredVm, VmDocument, shown};
 use crate::reserved;
 use crate::served::{Served, of_engine, of_unit};
 use crate::snapshots::From;
+use crate::unguested::Unguested;
 use crate::vm_sets::{Part, Wanted};
+
+/// Refuses to take back what is to stay as it is.
+pub(crate) fn refuse_read_only(disk: &Arc<Volume>) -> Result<(), Problem> {
+    if !disk.is_read_only() {
+        return Ok(());
+    }
+    let detail = format!("volume '{}' refuses writes", disk.spec().name);
+    Err(Problem::new(ProblemKind::Conflict, detail).advise("what is a template stays as it is; clone it"))
+}
 
 impl Served {
     /// Refuses a machine whose disks are not volumes that are free for it.
@@ -54,19 +64,14 @@ impl Served {
         disks.iter().try_for_each(|disk| self.refuse_connected(disk.id(), &disk.spec().name))
     }
 
-    /// Does something to disks that no guest may see: their sockets are away meanwhile, so that none comes.
-    pub(crate) fn without_guests<T>(&self, disks: &[Arc<Volume>], work: impl FnOnce() -> Result<T, Problem>) -> Result<T, Problem> {
-        let detached = self.changes();
-        self.refuse_used(disks)?;
-        disks.iter().for_each(|disk| self.unserve(disk.id(), &disk.spec().name));
-        let done = work();
-        for disk in disks.iter().filter(|disk| !detached.contains(disk.id())) {
-            let name = disk.spec().name;
-            if let Err(problem) = self.serve(disk.id(), &name) {
-                tracing::error!(volume = %name, %problem, "not served again: `lamina volume attach` tries it");
-            }
+    /// Holds the disks of a VM as it was ordered: without guests, and still its disks.
+    pub(crate) fn hold(&self, vm: &StoredVm, disks: &[Arc<Volume>]) -> Result<Unguested<'_>, Problem> {
+        let unguested = self.unguested(disks.iter().map(|disk| (disk.id(), disk.spec().name)).collect())?;
+        let now = self.machines.get(&vm.name)?;
+        if now.body.machine.disks == vm.body.machine.disks {
+            return Ok(unguested);
         }
-        done
+        Err(Problem::new(ProblemKind::Conflict, format!("VM '{}' got other disks meanwhile", vm.name)).advise("ask again"))
     }
 
     /// Deletes the volumes of a VM, clones before what they stand on; refuses before the first when one is needed.
@@ -105,13 +110,32 @@ impl Served {
     /// Takes a VM's disks back to these snapshots; gives the name of what that discards.
     fn take_back(&self, vm: &StoredVm, disks: &[Arc<Volume>], to: &[Part]) -> Result<SnapshotName, Problem> {
         let wanted = Wanted::automatic(self.dated_name("before-rollback", self.now())?);
-        self.without_guests(disks, || {
-            let discarded = wanted.parts(&vm.name, to.len(), false);
-            let all: Vec<_> = to.iter().map(|part| (part.volume.id(), part.snapshot.note.id)).zip(discarded).collect();
-            let all: Vec<_> = all.into_iter().map(|((volume, snapshot), spec)| (volume, snapshot, spec)).collect();
-            self.block_on(self.node.rollback_all(&all)).map_err(|error| of_engine(&error))?;
-            Ok(wanted.name.clone())
-        })
+        let _held = self.hold(vm, disks)?;
+        let discarded = wanted.parts(&vm.name, to.len());
+        let all = to.iter().zip(discarded).map(|(part, spec)| (part.volume.id(), part.snapshot.note.id, spec));
+        let all: Vec<_> = all.collect();
+        self.block_on(self.node.rollback_all(&all)).map_err(|error| of_engine(&error))?;
+        Ok(wanted.name)
+    }
+
+    /// All or none, as far as the registry lets it be.
+    fn set_templates(&self, disks: &[Arc<Volume>], template: bool) -> Result<(), Problem> {
+        let set = |disk: &Arc<Volume>, template: bool| {
+            let settings = VolumeSettings { template, ..(*disk.settings()).clone() };
+            self.block_on(self.node.change_settings(disk.id(), settings)).map_err(|error| of_engine(&error))
+        };
+        let wrong: Vec<&Arc<Volume>> = disks.iter().filter(|disk| disk.settings().template != template).collect();
+        for (done, disk) in wrong.iter().enumerate() {
+            if let Err(problem) = set(disk, template) {
+                for before in wrong.iter().take(done) {
+                    if let Err(problem) = set(before, !template) {
+                        tracing::warn!(volume = %before.spec().name, %problem, "a disk is not as the others: say it again");
+                    }
+                }
+                return Err(problem);
+            }
+        }
+        Ok(())
     }
 
     fn show_vm(&self, name: &str) -> Result<Vm, Problem> {
@@ -189,12 +213,14 @@ impl Vms for Served {
     }
 
     fn delete_vm(&self, name: &Name, volumes: bool) -> Result<(), Problem> {
-        let mut detached = self.changes();
         let vm = self.machines.get(name.as_str())?;
         let disks = self.disk_records(&vm)?;
-        disks.iter().try_for_each(|disk| self.refuse_connected(disk.id, &disk.spec.name))?;
+        let mut unguested = self.unguested(disks.iter().map(|disk| (disk.id, disk.spec.name.clone())).collect())?;
+        if self.machines.get(name.as_str())?.body.machine.disks != vm.body.machine.disks {
+            return Err(Problem::new(ProblemKind::Conflict, format!("VM '{name}' got other disks meanwhile")).advise("ask again"));
+        }
         if volumes {
-            self.delete_disks(&mut detached, disks)?;
+            self.delete_disks(unguested.detached(), disks)?;
         }
         self.machines.forget(&vm)
     }
@@ -233,10 +259,7 @@ impl Vms for Served {
         let vm = self.machines.get(name.as_str())?;
         let disks = self.machines.disks(&vm)?;
         self.refuse_used(&disks)?;
-        if let Some(disk) = disks.iter().find(|disk| disk.is_read_only()) {
-            let detail = format!("disk '{}' refuses writes", disk.spec().name);
-            return Err(Problem::new(ProblemKind::Conflict, detail).advise("what is a template stays as it is; clone it"));
-        }
+        disks.iter().try_for_each(refuse_read_only)?;
         match From::of(request.snapshot.as_deref(), request.at.as_deref())? {
             From::Now => Err(Problem::new(ProblemKind::InvalidRequest, "say which snapshot or moment to go back to")),
             From::Snapshot(snapshot) => {
@@ -275,25 +298,8 @@ impl Vms for Served {
         let vm = self.machines.get(name.as_str())?;
         let disks = self.machines.disks(&vm)?;
         if disks.iter().any(|disk| disk.settings().template != template) {
-            self.without_guests(&disks, || {
-                let set = |disk: &Arc<Volume>, template: bool| {
-                    let settings = VolumeSettings { template, ..(*disk.settings()).clone() };
-                    self.block_on(self.node.change_settings(disk.id(), settings)).map_err(|error| of_engine(&error))
-                };
-                let wrong: Vec<&Arc<Volume>> = disks.iter().filter(|disk| disk.settings().template != template).collect();
-                for (done, disk) in wrong.iter().enumerate() {
-                    if let Err(problem) = set(disk, template) {
-                        // All or none, as far as the registry lets it be.
-                        for before in wrong.iter().take(done) {
-                            if let Err(problem) = set(before, !template) {
-                                tracing::warn!(volume = %before.spec().name, %problem, "a disk is not as the others: say it again");
-                            }
-                        }
-                        return Err(problem);
-                    }
-                }
-                Ok(())
-            })?;
+            let _held = self.hold(&vm, &disks)?;
+            self.set_templates(&disks, template)?;
         }
         self.show_vm(&vm.name)
     }

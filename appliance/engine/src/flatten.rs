@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lamina_contract::{BlockAddress, Location, RecordChange, VolumeId};
+use lamina_contract::{BlockAddress, Location, RecordChange, ScoNumber, VolumeId};
 use lamina_formats::map::{Page, PageKind};
 
 use crate::error::EngineError;
@@ -96,26 +96,42 @@ impl Node {
 
     /// Waits until everything that a volume has accepted so far is stored and in map pages.
     pub(crate) async fn store_all(&self, volume: &Arc<Volume>) -> Result<(), EngineError> {
+        if !self.is_manual() {
+            return volume.store_all().await;
+        }
         volume.close_aged(0);
         let last = volume.last_closed();
-        while volume.behind.stored_sco() < last || volume.layers.read().cuts() > 0 {
-            if volume.is_halted() {
-                return Err(EngineError::Halted { volume: volume.id() });
-            }
-            if self.is_manual() {
-                self.step(false).await?;
-            } else {
-                volume.core.work.notify_one();
-                // Nobody else may want it stored yet.
-                volume.store_behind(|| true).await?;
-                tokio::time::sleep(ROOM_POLL).await;
-            }
+        while volume.waits_for_store(last)? {
+            self.step(false).await?;
         }
-        let mut state = volume.behind.state.lock().await;
-        if !volume.layers.read().is_checkpointed() {
-            volume.checkpoint(&mut state).await?;
+        volume.checkpoint_rest().await
+    }
+}
+
+impl Volume {
+    /// As [`Node::store_all`], while the store side runs by itself.
+    pub(crate) async fn store_all(self: &Arc<Self>) -> Result<(), EngineError> {
+        self.close_aged(0);
+        let last = self.last_closed();
+        while self.waits_for_store(last)? {
+            self.core.work.notify_one();
+            // Nobody else may want it stored yet.
+            self.store_behind(|| true).await?;
+            tokio::time::sleep(ROOM_POLL).await;
         }
-        Ok(())
+        self.checkpoint_rest().await
+    }
+
+    fn waits_for_store(&self, last: ScoNumber) -> Result<bool, EngineError> {
+        if self.is_halted() {
+            return Err(EngineError::Halted { volume: self.id() });
+        }
+        Ok(self.behind.stored_sco() < last || self.layers.read().cuts() > 0)
+    }
+
+    async fn checkpoint_rest(self: &Arc<Self>) -> Result<(), EngineError> {
+        let mut state = self.behind.state.lock().await;
+        if self.layers.read().is_checkpointed() { Ok(()) } else { self.checkpoint(&mut state).await }
     }
 }
 

@@ -542,6 +542,11 @@ impl Node {
         Ok(())
     }
 
+    /// Refuses what would wait until the store is back.
+    pub(crate) fn refuse_without_store(&self) -> Result<(), EngineError> {
+        if self.core.is_store_down() && !self.is_manual() { Err(EngineError::StoreDown) } else { Ok(()) }
+    }
+
     /// Whether nobody works behind the guests but who calls [`Node::step`].
     pub(crate) fn is_manual(&self) -> bool {
         self.core.config.background == Background::Manual

@@ -18,25 +18,29 @@ use crate::map::Mapped;
 use crate::namespace::Namespace;
 use crate::node::Node;
 use crate::restart::map_root;
-use crate::snapshot::{SnapshotSpec, check};
+use crate::snapshot::{Coming, SnapshotSpec, check};
 use crate::snapshots::Snapshot;
 use crate::volume::Volume;
 
 impl Node {
     /// Makes a snapshot of what a volume held when `at` had just passed: every write that was accepted in that millisecond or before.
     ///
-    /// Takes as long as it takes to store what was accepted since, and to read up to 500,000 entries of TLogs.
+    /// Takes as long as it takes to store what was accepted since, and to read up to 500,000 entries of TLogs; nobody else waits for that.
     ///
     /// # Errors
     /// [`EngineError::NotInWindow`], or as [`Node::snapshot`].
     pub async fn snapshot_at(&self, id: VolumeId, at: Timestamp, spec: &SnapshotSpec) -> Result<Snapshot, EngineError> {
-        let _change = self.changes.lock().await;
         let volume = self.volume(id).ok_or(EngineError::Unknown { volume: id })?;
-        check(&volume, spec)?;
+        let _coming = {
+            let _change = self.changes.lock().await;
+            check(&volume, spec)?;
+            Coming::mark(&volume, &spec.name)?
+        };
         let outside = || EngineError::NotInWindow { volume: id, begins: volume.past_begins() };
         if at > self.core.clock.wall() || volume.past_begins().is_none_or(|begins| at < begins) {
             return Err(outside());
         }
+        self.refuse_without_store()?;
         self.store_all(&volume).await?;
         let mut state = volume.behind.state.lock().await;
         // The window may have moved on meanwhile.

@@ -15,6 +15,9 @@ use crate::snapshot::Paused;
 use crate::volume::Volume;
 use crate::write::{Accepted, Staging};
 
+/// How long guests wait for the store to know a volume's new size.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long to wait before the journal is asked for room again.
 const ROOM_POLL: Duration = Duration::from_millis(5);
 
@@ -34,17 +37,42 @@ impl Node {
         if bytes == before {
             return Ok(());
         }
+        let keeps_past = volume.settings().cdp_ms > 0;
+        if keeps_past {
+            self.refuse_without_store()?;
+        }
         // Requests under way were checked against the old end.
         let paused = Paused::all(std::iter::once(volume.clone()));
         self.resize_paused(&volume, before, bytes, force).await?;
         tracing::info!(volume = %id, before, bytes, "volume resized");
-        if volume.settings().cdp_ms > 0 {
+        if keeps_past {
             // A moment of the past has the size of then: no entry may lie on both sides.
-            self.store_all(&volume).await?;
-            volume.mark_past().await?;
+            self.mark_size(&volume).await?;
         }
         drop(paused);
         Ok(())
+    }
+
+    /// Has the past know a new size. Guests wait for it; should the store go away meanwhile, not for long.
+    async fn mark_size(&self, volume: &Arc<Volume>) -> Result<(), EngineError> {
+        if self.is_manual() {
+            self.store_all(volume).await?;
+            return volume.mark_past().await;
+        }
+        let marked = volume.clone();
+        // A task of its own, since what the store side does must not be left in the middle.
+        let marking = tokio::spawn(async move {
+            marked.store_all().await?;
+            marked.mark_past().await
+        });
+        match tokio::time::timeout(STORE_PATIENCE, marking).await {
+            Ok(marked) => marked.unwrap_or(Err(EngineError::Interrupted)),
+            Err(_) => {
+                tracing::warn!(volume = %volume.id(),
+                    "the store does not take the volume's new size: until it does, moments of the past have the old one");
+                Ok(())
+            }
+        }
     }
 
     async fn resize_paused(&self, volume: &Arc<Volume>, before: u64, bytes: u64, force: bool) -> Result<(), EngineError> {
@@ -107,15 +135,19 @@ impl Node {
     /// # Errors
     /// When labels are not allowed, or the store or registry refuse.
     pub async fn change_settings(&self, id: VolumeId, settings: VolumeSettings) -> Result<(), EngineError> {
-        let _change = self.changes.lock().await;
+        let change = self.changes.lock().await;
         let volume = self.volume(id).ok_or(EngineError::Unknown { volume: id })?;
         check_labels(&settings.labels)?;
-        let change = RecordChange::Settings(Box::new(settings.clone()));
+        let (kept_past, keeps_past) = (volume.settings().cdp_ms > 0, settings.cdp_ms > 0);
+        if kept_past != keeps_past {
+            self.refuse_without_store()?;
+        }
+        let recorded = RecordChange::Settings(Box::new(settings.clone()));
         let (coordination, owner) = (self.core.coordination.clone(), volume.ownership());
-        self.core.run_heavy(move || coordination.change(&[(owner, change)])).await.ok_or(EngineError::Interrupted)??;
-        let kept_past = volume.settings().cdp_ms > 0;
-        let keeps_past = settings.cdp_ms > 0;
+        self.core.run_heavy(move || coordination.change(&[(owner, recorded)])).await.ok_or(EngineError::Interrupted)??;
         volume.set_settings(settings);
+        // The store side's own lock orders what follows; whatever the settings are by then is what counts.
+        drop(change);
         if kept_past != keeps_past { volume.begin_past().await } else { Ok(()) }
     }
 }

@@ -330,11 +330,11 @@ impl Node {
         self.wait_until_stored(&volume, snapshot).await?;
         let changed = volume.change_catalog(|stored| {
             let note = stored.iter_mut().find(|s| s.note.id == snapshot).map(|s| &mut s.note);
-            if let Some(note) = note {
-                note.labels = change.labels.clone().unwrap_or_else(|| std::mem::take(&mut note.labels));
-                note.description = change.description.clone().unwrap_or_else(|| std::mem::take(&mut note.description));
-                note.pinned = change.pinned.unwrap_or(note.pinned);
-            }
+            let note = note.ok_or(EngineError::NoSnapshot { volume: id, snapshot })?;
+            note.labels = change.labels.clone().unwrap_or_else(|| std::mem::take(&mut note.labels));
+            note.description = change.description.clone().unwrap_or_else(|| std::mem::take(&mut note.description));
+            note.pinned = change.pinned.unwrap_or(note.pinned);
+            Ok(())
         });
         changed.await?;
         let stored = volume.snapshots.stored_one(snapshot).ok_or(EngineError::NoSnapshot { volume: id, snapshot })?;
@@ -369,7 +369,15 @@ impl Node {
             if is_promised { coordination.change(&[(owner, RecordChange::DropCuts(vec![snapshot]))]) } else { Ok(()) }
         });
         dropped.await.ok_or(EngineError::Interrupted)??;
-        volume.change_catalog(|stored| stored.retain(|s| s.note.id != snapshot)).await?;
+        let removed = volume.change_catalog(|stored| {
+            // It may have been pinned since it was looked at.
+            if let Some(pinned) = stored.iter().find(|s| s.note.id == snapshot && s.note.pinned) {
+                return Err(EngineError::Pinned { name: pinned.note.name.clone() });
+            }
+            stored.retain(|s| s.note.id != snapshot);
+            Ok(())
+        });
+        removed.await?;
         let mut state = volume.behind.state.lock().await;
         if let Err(error) = volume.collect_pages(&mut state).await {
             // The snapshot is gone; its pages are only space.
@@ -422,11 +430,11 @@ impl Volume {
     /// Decides a manifest with a changed catalog.
     pub(crate) async fn change_catalog(
         self: &Arc<Self>,
-        change: impl FnOnce(&mut Vec<lamina_formats::catalog::StoredSnapshot>),
+        change: impl FnOnce(&mut Vec<lamina_formats::catalog::StoredSnapshot>) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let mut state = self.behind.state.lock().await;
         let mut stored = self.snapshots.stored();
-        change(&mut stored);
+        change(&mut stored)?;
         let past = self.snapshots.past();
         let mut next = state.manifest.clone();
         let halted = |_| EngineError::Halted { volume: self.id() };
@@ -486,14 +494,37 @@ pub(crate) fn check(volume: &Volume, spec: &SnapshotSpec) -> Result<(), EngineEr
     }
     check_labels(&spec.labels)?;
     check_description(&spec.description)?;
-    match volume.snapshot(&spec.name) {
-        Some(_) => Err(EngineError::SnapshotExists { name: spec.name.clone() }),
-        None => Ok(()),
+    if volume.snapshot(&spec.name).is_some() || volume.snapshots.is_coming(&spec.name) {
+        return Err(EngineError::SnapshotExists { name: spec.name.clone() });
     }
+    Ok(())
 }
 
 fn check_description(text: &str) -> Result<(), EngineError> {
     if text.len() <= MOST_DESCRIPTION { Ok(()) } else { Err(EngineError::LongDescription { bytes: text.len() }) }
+}
+
+/// The name of a snapshot that is being made while other changes go on, until this is dropped.
+pub(crate) struct Coming {
+    volume: Arc<Volume>,
+    name: SnapshotName,
+}
+
+impl Coming {
+    /// By the holder of the lock on changes, behind [`check`].
+    pub(crate) fn mark(volume: &Arc<Volume>, name: &SnapshotName) -> Result<Self, EngineError> {
+        if volume.snapshots.set_coming(name, true) {
+            Ok(Self { volume: volume.clone(), name: name.clone() })
+        } else {
+            Err(EngineError::SnapshotExists { name: name.clone() })
+        }
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.volume.snapshots.set_coming(&self.name, false);
+    }
 }
 
 /// A snapshot that is being deleted, until this is dropped.

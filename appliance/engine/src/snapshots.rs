@@ -40,6 +40,8 @@ struct State {
     being_recorded: Vec<SnapshotId>,
     /// Stored ones that are being deleted: nothing new may stand on them.
     going: Vec<SnapshotId>,
+    /// Names of those that are being made of a moment of the past.
+    coming: Vec<SnapshotName>,
     /// Of stored ones, while somebody reads through them.
     views: HashMap<SnapshotId, Weak<View>>,
 }
@@ -138,6 +140,22 @@ impl Snapshots {
             state.going.retain(|other| *other != id);
         }
         known != going
+    }
+
+    /// A snapshot of this name is being made, or after all is not, or is there. Tells whether that is news.
+    pub(crate) fn set_coming(&self, name: &SnapshotName, coming: bool) -> bool {
+        let mut state = self.state.write();
+        let known = state.coming.contains(name);
+        if coming && !known {
+            state.coming.push(name.clone());
+        } else if !coming {
+            state.coming.retain(|other| other != name);
+        }
+        known != coming
+    }
+
+    pub(crate) fn is_coming(&self, name: &SnapshotName) -> bool {
+        self.state.read().coming.contains(name)
     }
 
     /// A cut was made, and is about to be promised.

@@ -34,6 +34,8 @@ pub struct DaemonOptions {
     pub memory: Option<ByteSize>,
     /// `--store-lag`, in the daemon's own notation.
     pub store_lag: Option<String>,
+    /// `--reconnect-wait`, in the daemon's own notation. None waits: tests know whether a guest is on its way.
+    pub reconnect_wait: Option<String>,
     /// Any other arguments.
     pub extra: Vec<String>,
     /// Environment of the daemon (failpoints).
@@ -68,6 +70,7 @@ impl DaemonOptions {
             cache: Some(ByteSize(256 << 20)),
             memory: Some(ByteSize(256 << 20)),
             store_lag: None,
+            reconnect_wait: None,
             extra: Vec::new(),
             environment: Vec::new(),
             ready_within: Duration::from_secs(60),
@@ -93,6 +96,7 @@ impl DaemonOptions {
         if let Some(lag) = &self.store_lag {
             command.arg("--store-lag").arg(lag);
         }
+        command.arg("--reconnect-wait").arg(self.reconnect_wait.as_deref().unwrap_or("0s"));
         command.args(&self.extra);
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         Ok(command)

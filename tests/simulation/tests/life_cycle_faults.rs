@@ -237,7 +237,7 @@ mod running {
         BlockDevice, Coordination, CoordinationError, Epoch, Generation, Lba, Op, Ownership, RecordChange, Request, SectorCount,
         SnapshotName, VolumeId, VolumeName, VolumeRecord, VolumeSettings,
     };
-    use lamina_engine::{Background, CloneSpec, JournalConfig, Node, NodeConfig, Seams, SnapshotSpec};
+    use lamina_engine::{Background, CloneSpec, EngineError, JournalConfig, Node, NodeConfig, Seams, SnapshotChange, SnapshotSpec};
     use lamina_simulation::disk_image::DiskImage;
     use lamina_simulation::fault::Faults;
     use lamina_simulation::life::{VolumeShape, spec_of};
@@ -425,5 +425,100 @@ mod running {
         devices.registry.refuses_manifests.store(false, Ordering::Relaxed);
         runtime.block_on(node.shutdown());
         assert!(burnt < 300, "{burnt} ms");
+    }
+
+    fn named(name: &str) -> SnapshotSpec {
+        SnapshotSpec::named(SnapshotName::new(name).expect("a name"))
+    }
+
+    fn with_past() -> VolumeSettings {
+        VolumeSettings { cdp_ms: 3_600_000, ..VolumeSettings::default() }
+    }
+
+    #[test]
+    fn a_snapshot_that_is_pinned_while_its_deletion_waits_stays() {
+        let (devices, runtime) = (Devices::fresh(), runtime());
+        let node = devices.open(&runtime);
+        let volume = runtime.block_on(node.create(spec_of(0, &shape()))).expect("created");
+        let id = volume.id();
+        for round in 0..12_u8 {
+            write(&volume, 0, round + 1);
+            devices.registry.refuses_manifests.store(true, Ordering::Relaxed);
+            let taken = runtime.block_on(node.snapshot(&[(id, named(&format!("s{round}")))])).expect("taken").remove(0).note.id;
+            let (deleting, changing) = (node.clone(), node.clone());
+            let deletion = runtime.spawn(async move { deleting.delete_snapshot(id, taken).await });
+            std::thread::sleep(Duration::from_millis(20));
+            let pin = SnapshotChange { pinned: Some(true), ..SnapshotChange::default() };
+            let change = runtime.spawn(async move { changing.change_snapshot(id, taken, &pin).await });
+            std::thread::sleep(Duration::from_millis(20));
+            devices.registry.refuses_manifests.store(false, Ordering::Relaxed);
+            let (deletion, change) = runtime.block_on(async { (deletion.await.expect("ends"), change.await.expect("ends")) });
+            let found = volume.snapshots().into_iter().find(|s| s.note.id == taken);
+            match change {
+                Ok(_) => {
+                    assert!(matches!(deletion, Err(EngineError::Pinned { .. })), "{deletion:?}");
+                    assert!(found.is_some_and(|s| s.note.pinned), "a pinned snapshot is gone");
+                }
+                Err(EngineError::NoSnapshot { .. }) => {
+                    deletion.expect("deleted first");
+                    assert_eq!(found, None);
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        runtime.block_on(node.shutdown());
+    }
+
+    #[test]
+    fn a_volume_that_waits_for_the_store_holds_no_other_up() {
+        const MOST_WAITING: usize = 64;
+        let (devices, runtime) = (Devices::fresh(), runtime());
+        let node = devices.open(&runtime);
+        let volume = runtime.block_on(node.create(spec_of(0, &shape()))).expect("created");
+        let waiting = volume.id();
+        runtime.block_on(node.change_settings(waiting, with_past())).expect("its past begins");
+        let other = runtime.block_on(node.create(spec_of(1, &shape()))).expect("created").id();
+        let at = volume.past_begins().expect("a past");
+        std::thread::sleep(Duration::from_millis(5));
+        write(&volume, 0, 1);
+        devices.registry.refuses_manifests.store(true, Ordering::Relaxed);
+        let past = node.clone();
+        let past = runtime.spawn(async move { past.snapshot_at(waiting, at, &named("then")).await });
+        std::thread::sleep(Duration::from_millis(100));
+        let take =
+            async |volume, name: &str| tokio::time::timeout(Duration::from_secs(5), node.snapshot(&[(volume, named(name))])).await;
+        let again = runtime.block_on(take(waiting, "then"));
+        assert!(matches!(again, Ok(Err(EngineError::SnapshotExists { .. }))), "{again:?}");
+        for number in 0..MOST_WAITING {
+            let taken = runtime.block_on(take(waiting, &format!("s{number}")));
+            taken.expect("the past keeps nobody waiting").expect("taken");
+        }
+        let full = node.clone();
+        let full = runtime.spawn(async move { full.snapshot(&[(waiting, named("one-more"))]).await });
+        std::thread::sleep(Duration::from_millis(100));
+        let taken = runtime.block_on(take(other, "free"));
+        taken.expect("a full volume keeps no other waiting").expect("taken");
+        assert!(!past.is_finished() && !full.is_finished(), "nothing waited: the test shows nothing");
+        devices.registry.refuses_manifests.store(false, Ordering::Relaxed);
+        let (past, full) = runtime.block_on(async { (past.await.expect("ends"), full.await.expect("ends")) });
+        assert_eq!(past.expect("made").note.created, at);
+        full.expect("taken once there is room");
+        runtime.block_on(node.shutdown());
+    }
+
+    #[test]
+    fn guests_wait_for_the_store_to_know_a_size_for_ten_seconds_at_most() {
+        let (devices, runtime) = (Devices::fresh(), runtime());
+        let node = devices.open(&runtime);
+        let volume = runtime.block_on(node.create_with(spec_of(0, &shape()), with_past())).expect("created");
+        write(&volume, 0, 1);
+        devices.registry.refuses_manifests.store(true, Ordering::Relaxed);
+        let resize = async { tokio::time::timeout(Duration::from_secs(30), node.resize(volume.id(), 16 * 4096, false)).await };
+        let resized = runtime.block_on(resize);
+        resized.expect("in time").expect("resized");
+        write(&volume, 15, 2);
+        devices.registry.refuses_manifests.store(false, Ordering::Relaxed);
+        assert!(runtime.block_on(node.drain(Duration::from_secs(10))));
+        runtime.block_on(node.shutdown());
     }
 }
