@@ -134,3 +134,51 @@ fn volumes_are_created_listed_shown_detached_and_deleted() {
     let gone = bed.daemon.volume("data-1");
     assert!(matches!(gone, Err(HarnessError::Refused { code: 3, .. })), "{gone:?}");
 }
+
+#[test]
+fn a_guest_that_comes_back_after_a_restart_finds_its_disk_as_it_was() {
+    let mut bed = Bed::with(|options, _| {
+        options.reconnect_wait = Some("5s".to_owned());
+        Ok(())
+    })
+    .expect("a daemon");
+    let volume = bed.volume("web", ByteSize(64 << 20)).expect("a volume");
+    let mut guest = Client::connect(&volume.socket, ClientOptions::default()).expect("connected");
+    bed.daemon.take_snapshot("web", "empty").expect("a snapshot");
+    guest.queue().write(Lba(0), &[7; 4096]).expect("written");
+    bed.daemon.kill();
+    drop(guest);
+    bed.daemon.start_again().expect("ready again");
+    let mut refusals = Vec::new();
+    let mut guest = std::thread::scope(|scope| {
+        let attempts: [&[&str]; 4] = [
+            &["volume", "rollback", "web@empty", "--yes"],
+            &["volume", "delete", "web", "--snapshots", "--yes"],
+            &["volume", "resize", "web", "32MiB", "--shrink", "--yes"],
+            &["volume", "template", "web"],
+        ];
+        let daemon = &bed.daemon;
+        let asking = attempts.map(|attempt| scope.spawn(move || daemon.cli(attempt)));
+        // As a hypervisor does that looks for its socket each second.
+        std::thread::sleep(Duration::from_secs(1));
+        let guest = Client::connect_within(&volume.socket, ClientOptions::default(), Duration::from_secs(20)).expect("it is back");
+        refusals.extend(asking.map(|asked| asked.join().expect("an answer")));
+        guest
+    });
+    for refusal in refusals {
+        let Err(HarnessError::Refused { message, .. }) = refusal else { panic!("done under a guest's hands: {refusal:?}") };
+        assert!(message.contains("a guest uses volume 'web'"), "{message}");
+    }
+    let mut seen = [0; 4096];
+    guest.queue().read(Lba(0), &mut seen).expect("read");
+    assert_eq!(seen, [7; 4096]);
+
+    // Nobody comes: after the wait it is done.
+    drop(guest);
+    bed.daemon.kill();
+    bed.daemon.start_again().expect("ready again");
+    bed.daemon.roll_back("web", "empty").expect("nobody has it");
+    let mut guest = Client::connect_within(&volume.socket, ClientOptions::default(), Duration::from_secs(5)).expect("served again");
+    guest.queue().read(Lba(0), &mut seen).expect("read");
+    assert_eq!(seen, [0; 4096]);
+}
