@@ -6,6 +6,7 @@
 mod boot_set;
 mod boot_storm;
 mod bounds;
+mod clients;
 mod contender;
 mod idle;
 mod limits;
@@ -73,6 +74,9 @@ fn run(settings: &Settings, report: &mut Report) -> Result<(), HarnessError> {
     }
     if settings.wants("volumes") {
         volumes::run(Place::new()?.path(), settings, report)?;
+    }
+    if settings.wants("clients") {
+        clients::run(Place::new()?.path(), settings, report)?;
     }
     if settings.wants("idle") {
         idle::run(Place::new()?.path(), settings, report)?;

@@ -15,7 +15,7 @@ pub(crate) struct Settings {
     #[arg(long)]
     pub(crate) quick: bool,
 
-    /// Only these groups: limits, writes, reads, sequential, sixteen, storm, sustained, idle, bounds, volumes, and
+    /// Only these groups: limits, writes, reads, sequential, sixteen, storm, sustained, idle, bounds, volumes, clients, and
     /// control (a file against itself, only when asked for). May be repeated.
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Vec<String>,

@@ -1,0 +1,242 @@
+//! What hostile clients of the management interface cost a guest: the p99 of its requests while they are at it, beside its p99 in peace.
+//!
+//! They use the local socket and the port of the metrics, since nothing there turns them away by identity. They run on processor time
+//! that nobody else wants (`SCHED_IDLE`): what counts is what the daemon spends on them, not what they spend themselves. Peace and war take
+//! turns, and the row is the median of the pairs.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use lamina_contract::units::ByteSize;
+use lamina_harness::{Daemon, DaemonOptions, HarnessError, VolumeInfo};
+
+use crate::load::{self, Load, Order, Way};
+use crate::report::{Goal, Report};
+use crate::settings::Settings;
+
+/// Bystanders, so that lists and metrics have something to say.
+const VOLUMES: usize = 100;
+/// How long a client waits for an answer before it comes anew.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Something that clients do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Calls as fast as they are answered.
+    Flooding,
+    /// A byte each 100 ms, on as many connections as there may be.
+    Slow,
+    /// Heads and bodies without an end.
+    Oversized,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Flooding, Self::Slow, Self::Oversized];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Flooding => "flooding",
+            Self::Slow => "slow",
+            Self::Oversized => "oversized",
+        }
+    }
+
+    fn clients(self) -> usize {
+        match self {
+            Self::Flooding => 16,
+            Self::Slow => 120,
+            Self::Oversized => 16,
+        }
+    }
+}
+
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+/// Where clients go, and what they got done.
+struct Attack {
+    socket: PathBuf,
+    metrics: SocketAddr,
+    kind: Kind,
+    over: AtomicBool,
+    /// Calls that were answered, or connections that were ended.
+    answers: AtomicU64,
+}
+
+impl Attack {
+    fn connect(&self, client: usize) -> std::io::Result<(Box<dyn Stream>, &'static str)> {
+        if client.is_multiple_of(2) {
+            let stream = UnixStream::connect(&self.socket)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            return Ok((Box::new(stream), "/api/v1/volumes?limit=1000"));
+        }
+        let stream = TcpStream::connect_timeout(&self.metrics, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok((Box::new(stream), "/metrics"))
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// What one client does until it is over; an error is an end of its connection, and it comes anew.
+    fn client(&self, client: usize) {
+        stand_back();
+        while !self.is_over() {
+            if self.connection(client).is_err() {
+                self.answers.fetch_add(1, Ordering::Relaxed);
+                // One that is turned away each time must not spin in `connect` alone.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    fn connection(&self, client: usize) -> std::io::Result<()> {
+        let (mut stream, path) = self.connect(client)?;
+        match self.kind {
+            Kind::Flooding => {
+                let call = format!("GET {path} HTTP/1.1\r\nHost: lamina\r\n\r\n");
+                let mut buffer = vec![0; 64 << 10];
+                while !self.is_over() {
+                    stream.write_all(call.as_bytes())?;
+                    // Whole answers or parts: what matters is that it goes on asking.
+                    if stream.read(&mut buffer)? == 0 {
+                        return Err(std::io::ErrorKind::UnexpectedEof.into());
+                    }
+                    self.answers.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Kind::Slow => {
+                let head = format!("POST {path} HTTP/1.1\r\nHost: lamina\r\nContent-Length: 60000\r\n\r\n");
+                for byte in head.bytes().chain(std::iter::repeat(b' ')) {
+                    if self.is_over() {
+                        break;
+                    }
+                    stream.write_all(&[byte])?;
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+            Kind::Oversized => {
+                let head = format!("POST {path} HTTP/1.1\r\nHost: lamina\r\nContent-Length: {}\r\n", 1_u64 << 40);
+                stream.write_all(head.as_bytes())?;
+                // Half of them never end their head.
+                if client.is_multiple_of(4) {
+                    stream.write_all(b"\r\n")?;
+                }
+                let piece = [b'x'; 16 << 10];
+                while !self.is_over() {
+                    stream.write_all(&piece)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Only what processor time nobody else wants.
+fn stand_back() {
+    let parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the calling thread's own policy, with a parameter that lives on the stack.
+    #[expect(unsafe_code, reason = "no crate of ours has this call")]
+    let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameter) };
+}
+
+pub(crate) fn run(root: &Path, settings: &Settings, report: &mut Report) -> Result<(), HarnessError> {
+    let directory = root.join("clients");
+    std::fs::create_dir_all(&directory).map_err(HarnessError::file("make", &directory))?;
+    let mut options = DaemonOptions::six_drives(&directory)?;
+    options.journal = Some(ByteSize(1 << 30));
+    options.cache = Some(ByteSize(512 << 20));
+    options.memory = Some(ByteSize(512 << 20));
+    let metrics: SocketAddr = ([127, 0, 0, 1], Daemon::free_port()?).into();
+    options.extra.extend(["--metrics-listen".to_owned(), metrics.to_string()]);
+    let daemon = Daemon::start(options)?;
+    for number in 0..VOLUMES {
+        daemon.create_volume(&format!("bystander-{number}"), ByteSize(64 << 20))?;
+    }
+    let guest = daemon.create_volume("guest", ByteSize(1 << 30))?;
+    let time = Duration::from_secs(if settings.quick { 1 } else { 3 });
+    let load = |way, order| Load {
+        way,
+        order,
+        bytes: 4096,
+        depth: 4,
+        set: 128 << 20,
+        time,
+        warm_up: Duration::from_millis(300),
+        poll: settings.poll,
+    };
+    let fill = Load { bytes: 1 << 20, time: Duration::from_secs(3), ..load(Way::Write, Order::Sequential) };
+    load::run(&guest.socket, &fill, 1)?;
+    for kind in Kind::ALL {
+        for (what, load) in [("reads", load(Way::Read, Order::Random)), ("writes", load(Way::Write, Order::Random))] {
+            let war = War { daemon: &daemon, guest: &guest, metrics, kind, pairs: if settings.quick { 1 } else { 7 } };
+            war.row(what, &load, report)?;
+        }
+    }
+    Ok(())
+}
+
+/// One kind of client against one kind of guest.
+struct War<'a> {
+    daemon: &'a Daemon,
+    guest: &'a VolumeInfo,
+    metrics: SocketAddr,
+    kind: Kind,
+    pairs: usize,
+}
+
+impl War<'_> {
+    fn row(&self, what: &str, load: &Load, report: &mut Report) -> Result<(), HarnessError> {
+        let mut ratios = Vec::new();
+        let mut answers = 0;
+        for pair in 0..self.pairs {
+            let measure = |seed: usize| load::run(&self.guest.socket, load, seed as u64).map(|m| m.latency.quantile(0.99));
+            let (peace, war) = if pair % 2 == 0 {
+                let peace = measure(pair)?;
+                (peace, self.under_attack(&mut answers, || measure(pair + 100))?)
+            } else {
+                let war = self.under_attack(&mut answers, || measure(pair + 100))?;
+                (measure(pair)?, war)
+            };
+            ratios.push(war.as_secs_f64() / peace.as_secs_f64());
+        }
+        ratios.sort_by(f64::total_cmp);
+        let (least, most) = (ratios[0], ratios[self.pairs - 1]);
+        let note = format!(
+            "median of {} pairs, {least:.2} to {most:.2}; {answers} answers to {} clients",
+            self.pairs,
+            self.kind.clients()
+        );
+        let name = format!("p99 of a guest's {what}, {} clients / none", self.kind.name());
+        report.row(name, ratios[self.pairs / 2], "×", Goal::AtMost(1.10), note);
+        Ok(())
+    }
+
+    fn under_attack<T>(&self, answers: &mut u64, measure: impl FnOnce() -> Result<T, HarnessError>) -> Result<T, HarnessError> {
+        let attack = Attack {
+            socket: self.daemon.state().join("run/lamina.sock"),
+            metrics: self.metrics,
+            kind: self.kind,
+            over: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
+        };
+        let measured = std::thread::scope(|scope| {
+            for client in 0..self.kind.clients() {
+                let attack = &attack;
+                scope.spawn(move || attack.client(client));
+            }
+            let measured = measure();
+            attack.over.store(true, Ordering::Relaxed);
+            measured
+        });
+        *answers += attack.answers.into_inner();
+        measured
+    }
+}
