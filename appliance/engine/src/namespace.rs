@@ -51,6 +51,12 @@ impl Namespace {
         Path::from(format!("{}/catalog/{}", self.0, grouped(epoch, generation.0)))
     }
 
+    /// Where all catalogs are.
+    #[must_use]
+    pub fn catalogs(self) -> Path {
+        Path::from(format!("{}/catalog", self.0))
+    }
+
     /// Where all map objects are.
     #[must_use]
     pub fn maps(self) -> Path {

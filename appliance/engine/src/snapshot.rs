@@ -21,6 +21,7 @@ use crate::view::View;
 use crate::volume::{Pause, Volume};
 use futures::TryStreamExt;
 use object_store::ObjectStore;
+use object_store::path::Path;
 use std::collections::HashSet;
 use tokio::sync::MutexGuard;
 
@@ -444,7 +445,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Finds map objects that no root reaches any more and has them deleted once no kept manifest does either.
+    /// Finds map objects that no root reaches any more, and catalogs that a daemon left which ended before it could delete them; has them
+    /// deleted once no kept manifest names them either.
     pub(crate) async fn collect_pages(self: &Arc<Self>, state: &mut crate::behind::State) -> Result<(), EngineError> {
         let mut live: HashSet<(lamina_contract::Epoch, u64)> = HashSet::new();
         let mut reach = |objects: &std::collections::BTreeMap<lamina_formats::map::MapObject, (u64, u64)>| {
@@ -463,17 +465,22 @@ impl Volume {
         for root in stored.iter().map(|s| s.map_root).chain(past.iter().map(|p| p.map_root)) {
             reach(&self.pages.load_root(root).await?.objects);
         }
-        let prefix = self.namespace().maps();
-        let listed: Result<Vec<_>, _> = self.core.store.list(Some(&prefix)).try_collect().await;
-        let listed = listed.map_err(|source| EngineError::Store { doing: "listing", object: prefix, source })?;
+        let namespace = self.namespace();
+        let (maps, catalogs) = (self.objects_in(namespace.maps()).await?, self.objects_in(namespace.catalogs()).await?);
+        let unreached = maps.into_iter().filter(|key| parse_map_key(key).is_some_and(|object| !live.contains(&object)));
+        let named = state.manifest.catalog.map(|at| namespace.catalog(at.epoch, at.generation));
+        let unnamed = catalogs.into_iter().filter(|key| Some(key) != named.as_ref());
         let since = state.manifest.generation;
         let waiting: HashSet<_> = state.dead.iter().map(|(_, key)| key.clone()).collect();
-        let keys = listed.into_iter().map(|meta| meta.location).filter(|key| !waiting.contains(key));
-        state
-            .dead
-            .extend(keys.filter(|key| parse_map_key(key).is_some_and(|object| !live.contains(&object))).map(|key| (since, key)));
+        state.dead.extend(unreached.chain(unnamed).filter(|key| !waiting.contains(key)).map(|key| (since, key)));
         state.given_up = 0;
         Ok(())
+    }
+
+    async fn objects_in(&self, prefix: Path) -> Result<Vec<Path>, EngineError> {
+        let listed: Result<Vec<_>, _> = self.core.store.list(Some(&prefix)).try_collect().await;
+        let listed = listed.map_err(|source| EngineError::Store { doing: "listing", object: prefix, source })?;
+        Ok(listed.into_iter().map(|meta| meta.location).collect())
     }
 
     /// Looks for map objects to delete when the head gave up many that snapshots may have reached.

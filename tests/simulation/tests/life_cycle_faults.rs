@@ -247,6 +247,7 @@ mod running {
     use lamina_simulation::sim_registry::SimRegistry;
     use lamina_simulation::sim_store::SimStore;
     use lamina_simulation::transfer::transfer;
+    use object_store::ObjectStore;
     use tokio::runtime::Runtime;
 
     /// A registry that takes its time for promises, as it does behind a slow fdatasync of the journal, and that may refuse manifests.
@@ -519,6 +520,42 @@ mod running {
         write(&volume, 15, 2);
         devices.registry.refuses_manifests.store(false, Ordering::Relaxed);
         assert!(runtime.block_on(node.drain(Duration::from_secs(10))));
+        runtime.block_on(node.shutdown());
+    }
+
+    #[test]
+    fn catalogs_that_a_daemon_left_behind_are_deleted_by_a_later_one() {
+        const DAEMONS: u8 = 8;
+        let (devices, runtime) = (Devices::fresh(), runtime());
+        let id = spec_of(0, &shape());
+        let mut volume = None;
+        let stored = |volume: &lamina_engine::Volume| until("stored snapshots", || volume.snapshots().iter().all(|s| s.stored));
+        let catalogs = || {
+            let listed = runtime.block_on(futures::TryStreamExt::try_collect::<Vec<_>>(devices.store.list(None)));
+            listed.expect("a list").iter().filter(|meta| meta.location.as_ref().contains("/catalog/")).count()
+        };
+        for daemon in 0..DAEMONS {
+            let node = devices.open(&runtime);
+            let open = match volume {
+                None => runtime.block_on(node.create(id.clone())).expect("created"),
+                Some(id) => node.volume(id).expect("open"),
+            };
+            volume = Some(open.id());
+            write(&open, 0, daemon + 1);
+            runtime.block_on(node.snapshot(&[(open.id(), named(&format!("s{daemon}")))])).expect("taken");
+            stored(&open);
+            runtime.block_on(node.shutdown());
+        }
+        let left = catalogs();
+        assert!(left >= usize::from(DAEMONS), "{left} catalogs: nothing was left behind");
+        let node = devices.open(&runtime);
+        let open = node.volume(volume.expect("made")).expect("open");
+        for daemon in 0..DAEMONS {
+            let first = open.snapshots().remove(0).note.id;
+            runtime.block_on(node.delete_snapshot(open.id(), first)).expect("deleted");
+            assert_eq!(open.snapshots().len(), usize::from(DAEMONS - daemon) - 1);
+        }
+        until("deletions", || catalogs() <= 5);
         runtime.block_on(node.shutdown());
     }
 }
