@@ -94,8 +94,8 @@ struct Fronts {
 struct Front {
     server: Arc<Server>,
     paced: Arc<Paced>,
-    /// Made by the start: a guest that had it before may be on its way back.
-    since_start: bool,
+    /// Made by a start: until then a guest that had it before may be on its way back.
+    expecting_until: Option<Instant>,
 }
 
 impl Front {
@@ -202,12 +202,9 @@ impl Served {
 
     /// Whether a guest that had the volume before the start may be on its way back to it.
     pub(crate) fn is_expecting(&self, id: VolumeId) -> bool {
-        self.fronts.read().of.get(&id).is_some_and(|front| front.since_start && front.server.counters().connections == 0)
-    }
-
-    /// When guests that had a volume before the start have come back to it.
-    pub(crate) fn guests_are_back(&self) -> Instant {
-        self.began + self.settings.reconnect_wait
+        let fronts = self.fronts.read();
+        let is_due = |front: &Front| front.expecting_until.is_some_and(|until| Instant::now() < until);
+        fronts.of.get(&id).is_some_and(|front| is_due(front) && front.server.counters().connections == 0)
     }
 
     /// Attaches every volume that was not detached. One that cannot be served is logged and listed as degraded.
@@ -217,10 +214,9 @@ impl Served {
             if detached.contains(volume.id()) {
                 continue;
             }
-            if let Err(problem) = self.serve(volume.id(), &volume.spec().name) {
+            let expecting = Some(Instant::now() + self.settings.reconnect_wait);
+            if let Err(problem) = self.serve_expecting(volume.id(), &volume.spec().name, expecting) {
                 tracing::error!(volume = %volume.spec().name, %problem, "the volume is not served");
-            } else if let Some(front) = self.fronts.write().of.get_mut(&volume.id()) {
-                front.since_start = true;
             }
         }
     }
@@ -346,6 +342,10 @@ impl Served {
 
     /// Makes the volume's socket, unless it is there.
     pub(crate) fn serve(&self, id: VolumeId, name: &VolumeName) -> Result<(), Problem> {
+        self.serve_expecting(id, name, None)
+    }
+
+    fn serve_expecting(&self, id: VolumeId, name: &VolumeName, expecting_until: Option<Instant>) -> Result<(), Problem> {
         if self.fronts.read().of.contains_key(&id) {
             return Ok(());
         }
@@ -358,7 +358,7 @@ impl Served {
         let paced = self.pacer.pace(volume.clone() as Arc<dyn BlockDevice>);
         paced.set_limits(limits_of(&volume.settings()));
         let server = Server::bind(&path, Arc::clone(&paced) as Arc<dyn BlockDevice>, options).map_err(|error| of_server(&error))?;
-        let front = Front { server: Arc::new(server), paced, since_start: false };
+        let front = Front { server: Arc::new(server), paced, expecting_until };
         {
             let mut fronts = self.fronts.write();
             if !fronts.are_closing {
@@ -494,14 +494,19 @@ impl Volumes for Served {
     fn change_volume(&self, name: &VolumeName, change: &ChangeVolume) -> Result<Volume, Problem> {
         let volume = self.open_volume(name)?;
         let id = volume.id();
-        let shrinks = change.size_bytes.is_some_and(|bytes| bytes < volume.size_bytes());
-        let is_turned = change.template.is_some_and(|template| template != volume.settings().template);
-        // What a guest must not see happen, and anything else.
-        let (unguested, changes) = if shrinks || is_turned {
+        // What a guest must not see happen.
+        let wants_no_guest = || {
+            let shrinks = change.size_bytes.is_some_and(|bytes| bytes < volume.size_bytes());
+            shrinks || change.template.is_some_and(|template| template != volume.settings().template)
+        };
+        let (unguested, changes) = if wants_no_guest() {
             (Some(self.unguested(vec![(id, name.clone())])?), None)
         } else {
             (None, Some(self.detached.lock()))
         };
+        if unguested.is_none() && wants_no_guest() {
+            return Err(Problem::new(ProblemKind::Conflict, format!("volume '{name}' was changed meanwhile")).advise("ask again"));
+        }
         let mut settings = (*volume.settings()).clone();
         if let Some(labels) = &change.labels {
             settings.labels = reserved::replaced(&settings.labels, labels)?;
