@@ -18,6 +18,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::mistake::Mistake;
+use crate::shell::quoted;
 
 const SYSTEM_SOCKET: &str = "/run/lamina/lamina.sock";
 /// Where distributions keep the authorities that they trust.
@@ -182,6 +183,24 @@ impl fmt::Display for Endpoint {
 }
 
 impl Connection {
+    /// The options as they were typed, each with a space before it; ready for a shell.
+    pub(crate) fn words(&self) -> String {
+        let path = |option: &str, path: &Option<PathBuf>| {
+            let path = path.as_ref()?;
+            Some(format!(" --{option} {}", quoted(&path.to_string_lossy())))
+        };
+        let words = [
+            path("state-dir", &self.state_dir),
+            path("socket", &self.socket),
+            self.server.as_ref().map(|server| format!(" --server {}", quoted(&server.to_string()))),
+            path("token-file", &self.token_file),
+            path("ca-file", &self.ca_file),
+            path("cert", &self.cert),
+            path("key", &self.key),
+        ];
+        words.into_iter().flatten().collect()
+    }
+
     /// What was meant: the command line before the environment before the default.
     pub(crate) fn endpoint(&self) -> Result<Endpoint, EndpointError> {
         self.resolve(&|name| env::var_os(name).filter(|value| !value.is_empty()))

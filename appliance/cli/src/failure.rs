@@ -105,6 +105,14 @@ pub(crate) enum Failure {
         /// What goes on.
         job: Option<String>,
     },
+    /// Somebody pressed Ctrl-C twice: what was to be removed stays.
+    #[error("interrupted; the temporary {what} may still be there")]
+    Abandoned {
+        /// Which.
+        what: String,
+        /// How to remove it.
+        advice: String,
+    },
     /// A temporary clone or snapshot that could not be removed.
     #[error("the temporary {what} could not be removed")]
     LeftBehind {
@@ -136,18 +144,16 @@ impl Failure {
             Self::Problem(problem) => of_problem(problem.kind),
             Self::Transfer(error) => error.cause_of_call().map_or_else(|| error.exit_code(), of_call),
             Self::StillRunning { .. } => 7,
-            Self::Interrupted { .. } => 130,
+            Self::Interrupted { .. } | Self::Abandoned { .. } => 130,
+            Self::Image(error) => error.exit_code(),
             _ => 1,
         }
     }
 
-    /// Whether the reader of the output went away, which is no failure of ours (`lamina volume list | head -1`).
+    /// Whether the reader of the output went away, which is no failure of ours (`lamina volume list | head -1`). An image that nobody
+    /// took whole is one: [`TransferError::Stdout`].
     pub(crate) fn is_closed_pipe(&self) -> bool {
-        match self {
-            Self::Io(error) => error.kind() == io::ErrorKind::BrokenPipe,
-            Self::Transfer(error) => error.is_closed_pipe(),
-            _ => false,
-        }
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
     /// The refusal that this is, with the path that was asked for.
@@ -185,7 +191,7 @@ impl Failure {
             Self::Job(job) => job.problem.as_ref().and_then(|problem| problem.advice.clone()),
             Self::StillRunning { id, .. } => Some(format!("lamina job wait {id}")),
             Self::Interrupted { job: Some(id) } => Some(format!("lamina job wait {id}, or lamina job cancel {id}")),
-            Self::LeftBehind { advice, .. } => Some(advice.clone()),
+            Self::LeftBehind { advice, .. } | Self::Abandoned { advice, .. } => Some(advice.clone()),
             _ => None,
         }
     }

@@ -13,6 +13,7 @@ mod confirm;
 mod cut;
 mod deleted;
 mod endpoint;
+mod ends;
 mod export;
 mod failure;
 mod follow;
@@ -31,6 +32,7 @@ mod missing;
 mod mistake;
 mod moment;
 mod nbd;
+mod part;
 mod printer;
 mod qemu;
 mod qemu_nbd;
@@ -135,7 +137,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<Told>> {
     if let Noun::SupportBundle(wanted) = &arguments.noun {
         return Ok(support_bundle::run(wanted, &arguments.connection, &endpoint).map_err(Failure::from)?);
     }
-    let session = Session { client: Client::new(endpoint, limit), printer, patience: Patience { wait: !no_wait, limit } };
+    let daemon = arguments.connection.words();
+    let session = Session { client: Client::new(endpoint, limit), printer, daemon, patience: Patience { wait: !no_wait, limit } };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::from)?;
     runtime.block_on(async {
         match answer(&arguments.noun, &session).await {

@@ -2,7 +2,7 @@
 //!
 //! Jobs end at once, unless their subject's name begins with `slow`: those run until they are cancelled or [`FakeAppliance::finish_jobs`]
 //! is called. A guest is connected to volumes whose name begins with `busy`; `panic` as a volume's name is a bug;
-//! making one whose name begins with `late` takes a second.
+//! making or deleting one whose name begins with `late` takes a second.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -314,6 +314,9 @@ impl Volumes for FakeAppliance {
 
     fn delete_volume(&self, name: &VolumeName, snapshots: bool) -> Result<(), Problem> {
         let volume = self.idle(name)?;
+        if name.as_str().starts_with("late") {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
         if volume.clones > 0 {
             return Err(
                 problem(ProblemKind::Conflict, format!("{} clones need volume '{name}'", volume.clones)).advise("flatten them")
@@ -438,14 +441,15 @@ impl Snapshots for FakeAppliance {
         let snapshot = match &request.snapshot {
             Some(snapshot) => snapshot.clone(),
             None => {
-                let name = format!("clone-{}", self.number());
+                let name = format!("{}-{}", if request.at.is_some() { "at" } else { "clone" }, self.number());
                 self.take_snapshot(volume, &CreateSnapshot { name: name.clone(), ..CreateSnapshot::default() })?.name
             }
         };
+        let size_bytes = self.snapshot(volume, &Name::new(&snapshot)?)?.size_bytes;
         for name in &request.names {
             self.create_volume(&CreateVolume {
                 name: name.clone(),
-                size_bytes: source.size_bytes,
+                size_bytes,
                 block_size: Some(source.block_size),
                 sco_size: Some(source.sco_size),
                 labels: request.labels.clone(),

@@ -77,6 +77,21 @@ fn the_live_view_obeys_keys_and_leaves_the_terminal_as_it_was() {
 }
 
 #[test]
+fn a_live_view_that_is_ended_from_elsewhere_leaves_the_terminal_as_it_was() {
+    let daemon = daemon();
+    for signal in ["TERM", "HUP"] {
+        let mut top = Terminal::new(&daemon, "top --interval 1s");
+        top.wait_for("by IOPS");
+        // The terminal's program makes the command its child.
+        let child = Command::new("pgrep").args(["-P", &top.child.id().to_string()]).output().expect("pgrep, of procps");
+        let child = String::from_utf8(child.stdout).expect("text");
+        assert!(Command::new("kill").args([&format!("-{signal}"), child.trim()]).status().expect("kill").success());
+        top.wait_for("\x1b[?25h\x1b[?1049l");
+        assert_eq!(top.exit_code(), Some(130), "{signal}");
+    }
+}
+
+#[test]
 fn ctrl_c_asks_whether_the_job_shall_end_too() {
     let daemon = daemon();
     daemon.ok(&["volume", "create", "slow-1", "--size", "1GiB"]);
