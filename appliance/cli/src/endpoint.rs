@@ -207,6 +207,10 @@ impl Connection {
     }
 
     fn resolve(&self, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Endpoint, EndpointError> {
+        let said = [self.state_dir.is_some(), self.socket.is_some(), self.server.is_some()];
+        if said.iter().filter(|said| **said).count() > 1 {
+            return Err(Mistake::TwoDaemons.into());
+        }
         if let Some(dir) = &self.state_dir {
             return Ok(Endpoint::Local(dir.join("run").join("lamina.sock")));
         }
@@ -303,6 +307,8 @@ mod tests {
         let here = Connection { state_dir: Some("/s".into()), ..Connection::default() };
         let endpoint = here.resolve(&environment).expect("an endpoint");
         assert!(matches!(endpoint, Endpoint::Local(socket) if socket == Path::new("/s/run/lamina.sock")));
+        let both = Connection { socket: Some("/s".into()), ..here.clone() };
+        assert!(both.resolve(&|_| None).is_err(), "one of them would not be asked");
         let nothing = Connection::default().resolve(&|_| None).expect("an endpoint");
         assert!(matches!(nothing, Endpoint::Local(socket) if socket == Path::new("/run/lamina/lamina.sock")));
     }

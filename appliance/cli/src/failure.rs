@@ -113,6 +113,14 @@ pub(crate) enum Failure {
         /// How to remove it.
         advice: String,
     },
+    /// Some of what was asked for could not be had; it was said which.
+    #[error("of {of} volumes, {lacking} could not be asked")]
+    Partial {
+        /// How many.
+        lacking: usize,
+        /// Of how many.
+        of: usize,
+    },
     /// A temporary clone or snapshot that could not be removed.
     #[error("the temporary {what} could not be removed")]
     LeftBehind {
@@ -146,6 +154,7 @@ impl Failure {
             Self::StillRunning { .. } => 7,
             Self::Interrupted { .. } | Self::Abandoned { .. } => 130,
             Self::Image(error) => error.exit_code(),
+            Self::Bundle(error) => error.exit_code(),
             _ => 1,
         }
     }
@@ -184,6 +193,7 @@ impl Failure {
                 Some("look at --token-file, --ca-file, --cert and --key, and at LAMINA_… in the environment".to_owned())
             }
             Self::Image(error) => error.advice(),
+            Self::Bundle(error) => error.advice(),
             Self::Transfer(error) => error.advice().or_else(|| error.cause_of_call().and_then(of_error)),
             Self::Unconfirmed { .. } => Some("add --yes".to_owned()),
             Self::Description(_) => Some("lamina vm render --help shows one".to_owned()),

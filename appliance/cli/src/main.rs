@@ -5,6 +5,7 @@
 
 mod args;
 mod audit;
+mod bundle_names;
 mod client;
 mod cloud_hypervisor;
 mod complete;
@@ -73,6 +74,7 @@ use clap_complete::CompleteEnv;
 use crate::args::{Arguments, Manner, Noun};
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::mistake::Mistake;
 use crate::printer::Printer;
 use crate::session::{Patience, Session};
 use crate::tone::{Painter, Tone};
@@ -121,7 +123,10 @@ impl Told {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<Told>> {
-    let Manner { output, no_headers, quiet, color, no_wait, timeout, .. } = &arguments.manner;
+    let Manner { output, no_headers, quiet, color, wait, no_wait, timeout } = &arguments.manner;
+    if *wait && *no_wait {
+        return Err(Failure::from(Mistake::WaitAndNoWait).into());
+    }
     let printer = Printer::new(*output, !no_headers, *quiet, *color);
     match &arguments.noun {
         // These need no daemon.
@@ -135,7 +140,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<Told>> {
     let endpoint = arguments.connection.endpoint().map_err(Failure::from)?;
     // About this machine, and needs no daemon either.
     if let Noun::SupportBundle(wanted) = &arguments.noun {
-        return Ok(support_bundle::run(wanted, &arguments.connection, &endpoint).map_err(Failure::from)?);
+        return Ok(support_bundle::run(wanted, &arguments.connection, &endpoint, &printer)?);
     }
     let daemon = arguments.connection.words();
     let session = Session { client: Client::new(endpoint, limit), printer, daemon, patience: Patience { wait: !no_wait, limit } };

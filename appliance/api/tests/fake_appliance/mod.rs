@@ -2,7 +2,8 @@
 //!
 //! Jobs end at once, unless their subject's name begins with `slow`: those run until they are cancelled or [`FakeAppliance::finish_jobs`]
 //! is called. A guest is connected to volumes whose name begins with `busy`; `panic` as a volume's name is a bug;
-//! making or deleting one whose name begins with `late` takes a second.
+//! making or deleting one whose name begins with `late` takes a second. Volumes whose name begins with `closed` are not
+//! open and cannot list their snapshots, and those that begin with `gone` are deleted when these are asked for.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -353,6 +354,12 @@ impl Volumes for FakeAppliance {
 impl Snapshots for FakeAppliance {
     fn snapshots(&self, volume: &VolumeName, page: &Page) -> Result<SnapshotList, Problem> {
         self.volume(volume)?;
+        if volume.as_str().starts_with("closed") {
+            return Err(problem(ProblemKind::Unavailable, format!("volume '{volume}' is not open")));
+        }
+        if volume.as_str().starts_with("gone") {
+            return Err(missing("volume", volume));
+        }
         let state = self.state.lock();
         let snapshots = state.snapshots.values().filter(|snapshot| snapshot.volume == volume.as_str()).cloned();
         let Paged { entries, next } = page.cut(snapshots, |snapshot| snapshot.name.clone());

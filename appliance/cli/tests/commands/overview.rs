@@ -1,6 +1,8 @@
 //! What is the same for all commands: reaching the daemon, pipes, colours, completion; and what differs by machine.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
@@ -111,6 +113,12 @@ fn shells_are_told_names_of_volumes_and_snapshots() {
     alone.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "3").env("_CLAP_IFS", "\n").env("LAMINA_SOCKET", "/nowhere/x");
     let output = alone.args(["--", "lamina", "volume", "show", ""]).output().expect("runs");
     assert!(output.status.success() && begun.elapsed().as_secs() < 5);
+    // What is no text is no name, and no reason to fall over.
+    let mut odd = lamina(daemon.dir.path());
+    odd.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "3").env("_CLAP_IFS", "\n");
+    odd.args(["--", "lamina", "snapshot", "show"]).arg(OsStr::from_bytes(b"web@\xff"));
+    let output = odd.output().expect("runs");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"), "{output:?}");
     let script = daemon.ok(&["completions", "bash"]);
     assert!(script.contains("COMPLETE=") && script.contains("lamina"), "{script}");
 }
