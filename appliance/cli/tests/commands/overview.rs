@@ -149,3 +149,26 @@ fn a_job_that_is_left_goes_on_and_the_next_one_is_waited_for() {
     let job: lamina_api::job::Job = serde_json::from_slice(&output.stdout).expect("a job");
     assert_eq!(job.state, JobState::Succeeded);
 }
+
+#[test]
+fn an_anonymous_bundle_tells_no_name_of_what_is_there_or_was() {
+    let daemon = daemon();
+    daemon.ok(&["volume", "create", "payroll", "--size", "1GiB"]);
+    daemon.ok(&["volume", "create", "ledger", "--size", "1GiB"]);
+    daemon.ok(&["snapshot", "create", "payroll@quarter"]);
+    daemon.ok(&["vm", "create", "bookshop", "--cpus", "1", "--memory", "1GiB", "--disk", "payroll"]);
+    daemon.ok(&["volume", "delete", "ledger", "--yes"]);
+    let dir = daemon.dir.path();
+    let log = "INFO snapshot of payroll is stored: quarter\nINFO deleted volume=bygone\nINFO took payroll-20260105-0200, bygone-export-1\n";
+    std::fs::write(dir.join("log"), log).expect("written");
+    let file = dir.join("b.tar.gz").display().to_string();
+    let done = daemon.json(&["support-bundle", &file, "--anonymous", "--log", &dir.join("log").display().to_string()]);
+    assert_eq!((done["file"].as_str(), done["anonymous"].as_bool()), (Some(file.as_str()), Some(true)));
+    let all = std::process::Command::new("tar").args(["--to-stdout", "-xzf", &file]).output().expect("tar").stdout;
+    let all = String::from_utf8_lossy(&all);
+    assert!(all.contains("/api/v1/volumes/name-") && all.contains("snapshot of name-"), "the audit log and the log are there");
+    for name in ["payroll", "ledger", "quarter", "bookshop", "bygone"] {
+        let line = all.lines().find(|line| line.contains(name));
+        assert_eq!(line, None, "{name}");
+    }
+}
