@@ -190,7 +190,9 @@ impl Scheduler {
             }
             let Some(schedule) = &entry.schedule else { continue };
             if !schedule.enabled {
-                entry.unsaved |= entry.runs.values_mut().fold(false, |any, run| give_up(run) || any);
+                for run in entry.runs.values_mut() {
+                    entry.unsaved |= give_up(run);
+                }
                 continue;
             }
             let Some(subjects) = select(&schedule.targets) else { continue };
