@@ -36,7 +36,7 @@ Examples:
   lamina --state-dir ./state volume list -o json
   lamina --server https://san-1.example:7443 --token-file ~/.lamina-token status
 
-Results go to stdout, everything else to stderr. A snapshot is written VOLUME@SNAPSHOT, or as two words.
+Results go to stdout, everything else to stderr. A snapshot is written VOLUME@SNAPSHOT.
 
 Exit codes:
   0    done

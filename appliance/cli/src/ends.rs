@@ -37,6 +37,14 @@ impl Ends {
         })
     }
 
+    /// What comes of `work`; nothing, when the command shall end before.
+    pub(crate) async fn during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            _ = self.next() => None,
+        }
+    }
+
     /// The next one; never, if none comes.
     pub(crate) async fn next(&mut self) -> End {
         tokio::select! {

@@ -145,12 +145,17 @@ pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Resul
         let _ = record.keep((!differs).then_some(import.image.disk_bytes));
         return Err(if differs { failure } else { import.stopped(import.image.disk_bytes, failure) }.into());
     }
-    record.forget();
-    let volume: Volume = if attach {
-        session.client.tell(&paths::of_volume(&arguments.name, "attach")).await?
-    } else {
-        session.client.volume(&arguments.name).await?
+    // Whatever happens now, nothing has to be read again.
+    let _ = record.keep(Some(import.image.disk_bytes));
+    let end = async {
+        if attach {
+            session.client.tell::<Volume>(&paths::of_volume(&arguments.name, "attach")).await
+        } else {
+            session.client.volume(&arguments.name).await
+        }
     };
+    let volume = ends.during(end).await.ok_or_else(|| import.stopped(import.image.disk_bytes, TransferError::Interrupted))??;
+    record.forget();
     session.printer.notice(&format!("{} written, {}", size(written_bytes), bytes_a_second(written_bytes, took)));
     let answer = Imported {
         volume,
@@ -249,7 +254,10 @@ struct Import<'a> {
 impl Import<'_> {
     /// Copies; answers the image's bytes of data, and how many were written.
     async fn copy(&self, record: &mut ImportRecord, ends: &mut Ends) -> Result<(u64, u64), Failure> {
-        let (data, dirty) = self.layout(self.fresh).await?;
+        // What the volume holds was given up; so it can be gone on with, though by comparing.
+        let _ = record.keep(self.found.and_then(|found| found.done));
+        let layout = ends.during(self.layout(self.fresh)).await;
+        let (data, dirty) = layout.ok_or_else(|| self.stopped(0, TransferError::Interrupted))??;
         let (way, from) = match (self.arguments.resume, self.found.and_then(|found| found.done)) {
             (true, Some(done)) => {
                 self.session.printer.notice(&format!("going on at {} of {}", size(done), size(self.image.disk_bytes)));
@@ -317,7 +325,7 @@ impl Import<'_> {
     }
 
     async fn verify(&self, ends: &mut Ends) -> Result<(), TransferError> {
-        let (data, dirty) = self.layout(false).await?;
+        let (data, dirty) = ends.during(self.layout(false)).await.ok_or(TransferError::Interrupted)??;
         let (mut pieces, mut first) = (0, None);
         self.pass(Way::Verify, &data.joined(&dirty, 0), &dirty, ends, |handled| {
             if handled.differs {

@@ -127,19 +127,22 @@ fn shells_are_told_names_of_volumes_and_snapshots() {
 fn a_job_that_is_left_goes_on_and_the_next_one_is_waited_for() {
     let daemon = daemon();
     daemon.ok(&["volume", "create", "slow-1", "--size", "1GiB"]);
-    let clone = ["volume", "clone", "slow-1", "--name", "x"];
-    let mut child = daemon.command(&clone).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
-    let mut first = String::new();
-    let mut told = BufReader::new(child.stderr.take().expect("a pipe"));
-    told.read_line(&mut first).expect("a line");
-    assert!(first.starts_with("job ") && first.contains("0 of 1 volumes"), "{first}");
-    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
-    assert_eq!(child.wait().expect("ended").code(), Some(130));
-    let mut rest = String::new();
-    told.read_to_string(&mut rest).expect("text");
-    let id = first.split([' ', ':']).nth(1).expect("a number").to_owned();
-    assert!(rest.contains(&format!("interrupted; job {id} goes on")) && rest.contains("lamina job cancel"), "{rest}");
-    assert_eq!(daemon.json(&["job", "show", &id])["state"], "running");
+    let mut id = String::new();
+    for (signal, name) in [("-INT", "x"), ("-TERM", "y")] {
+        let clone = ["volume", "clone", "slow-1", "--name", name];
+        let mut child = daemon.command(&clone).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
+        let mut first = String::new();
+        let mut told = BufReader::new(child.stderr.take().expect("a pipe"));
+        told.read_line(&mut first).expect("a line");
+        assert!(first.starts_with("job ") && first.contains("0 of 1 volumes"), "{first}");
+        std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
+        assert_eq!(child.wait().expect("ended").code(), Some(130));
+        let mut rest = String::new();
+        told.read_to_string(&mut rest).expect("text");
+        id = first.split([' ', ':']).nth(1).expect("a number").to_owned();
+        assert!(rest.contains(&format!("interrupted; job {id} goes on")) && rest.contains("lamina job cancel"), "{rest}");
+        assert_eq!(daemon.json(&["job", "show", &id])["state"], "running");
+    }
 
     let child = daemon.command(&["job", "wait", &id, "-o", "json"]).stdout(Stdio::piped()).spawn().expect("runs");
     std::thread::sleep(std::time::Duration::from_millis(300));
