@@ -7,6 +7,7 @@
 //! A subject that is seen for the first time waits for the next run.
 //!
 //! A failed run is tried again after 30 s to 15 min (doubling, in monotonic time) until the next one is due, which is tried at once.
+//! One that is not wanted any more, since the schedule was changed, disabled or the clock set back, is not tried again and no failure.
 //! At most [`AT_ONCE`] runs start side by side, those that failed least first; one that takes longer than [`YOUNG_MS`] no longer counts.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -187,11 +188,20 @@ impl Scheduler {
                 busy.insert(subject.clone());
                 young += usize::from(monotonic.saturating_sub(since) < YOUNG_MS);
             }
-            let Some(schedule) = entry.schedule.as_ref().filter(|schedule| schedule.enabled) else { continue };
+            let Some(schedule) = &entry.schedule else { continue };
+            if !schedule.enabled {
+                for run in entry.runs.values_mut() {
+                    entry.unsaved |= give_up(run);
+                }
+                continue;
+            }
             let Some(subjects) = select(&schedule.targets) else { continue };
             entry.unsaved |= follow(&mut entry.runs, subjects, schedule.every.latest(now));
             for (subject, run) in &mut entry.runs {
                 entry.unsaved |= take_back(run, schedule, now);
+                if wanted(schedule, run, now).is_none() {
+                    entry.unsaved |= give_up(run);
+                }
                 if let Some(job) = job(schedule, subject, run, now, monotonic) {
                     waiting.push((run.tries, job));
                 }
@@ -258,7 +268,8 @@ impl Scheduler {
             self.entries.values().filter_map(|entry| Some((entry, entry.schedule.as_ref()?))).filter(|(_, one)| one.enabled);
         let until = |(entry, schedule): (&Entry, &Schedule)| {
             let next = schedule.every.next(now).start().0.saturating_sub(now.0);
-            let retry = entry.runs.values().filter(|run| run.tries > 0 && run.working.is_none());
+            let waits = |run: &&Run| run.tries > 0 && run.working.is_none() && wanted(schedule, run, now).is_some();
+            let retry = entry.runs.values().filter(waits);
             retry.map(|run| run.not_before.saturating_sub(monotonic)).chain([next]).min()
         };
         enabled.filter_map(until).min()
@@ -302,19 +313,39 @@ fn take_back(run: &mut Run, schedule: &Schedule, now: Timestamp) -> bool {
     wrong
 }
 
+/// A run that has something to be done.
+struct Wanted {
+    at: Minute,
+    take: bool,
+}
+
+fn wanted(schedule: &Schedule, run: &Run, now: Timestamp) -> Option<Wanted> {
+    let at = schedule.every.latest(now)?;
+    // A schedule that was changed later than its next run was changed by a clock that was wrong.
+    let since = at.start() > schedule.since || schedule.since >= schedule.every.next(now).start();
+    if at > run.done && since {
+        return Some(Wanted { at, take: true });
+    }
+    run.unpruned.then_some(Wanted { at: run.done, take: false })
+}
+
+/// Nothing is wanted of it: so nothing failed, and nothing is to be tried again. Whether anything was.
+fn give_up(run: &mut Run) -> bool {
+    if run.working.is_some() {
+        return false;
+    }
+    (run.tries, run.tried, run.not_before) = (0, None, 0);
+    run.failure.take().is_some()
+}
+
 fn job(schedule: &Schedule, subject: &Subject, run: &Run, now: Timestamp, monotonic: u64) -> Option<Job> {
     if run.working.is_some() {
         return None;
     }
-    let at = schedule.every.latest(now)?;
-    // A schedule that was changed later than its next run was changed by a clock that was wrong.
-    let wanted = at.start() > schedule.since || schedule.since >= schedule.every.next(now).start();
-    let take = at > run.done && wanted;
-    let waits = monotonic < run.not_before && (!take || run.tried == Some(at));
-    if waits || !take && !run.unpruned {
+    let Wanted { at, take } = wanted(schedule, run, now)?;
+    if monotonic < run.not_before && (!take || run.tried == Some(at)) {
         return None;
     }
-    let at = if take { at } else { run.done };
     Some(Job { schedule: schedule.name.clone(), subject: subject.clone(), at, take, keep: schedule.keep })
 }
 

@@ -229,6 +229,27 @@ fn a_failure_is_kept_and_tried_again_with_growing_pauses_until_the_next_run() {
 }
 
 #[test]
+fn a_failed_run_that_is_not_wanted_any_more_is_neither_tried_nor_a_failure() {
+    for change in ["20260105-1101", "disabled"] {
+        let (mut scheduler, clock) = hourly();
+        clock.reach("20260105-1100");
+        let job = scheduler.due(&clock, named).pop().expect("due");
+        scheduler.finished(&job, failed(), &clock);
+        assert_eq!(scheduler.pause_ms(&clock), Some(FIRST_PAUSE_MS));
+        // The clock passes what it would have waited for.
+        clock.pass(2 * FIRST_PAUSE_MS);
+        let since = if change == "disabled" { "20260105-0915" } else { change };
+        scheduler.put(Schedule { enabled: change != "disabled", ..schedule("h", "hourly", &["web"], since) });
+        assert_eq!(scheduler.due(&clock, named), [], "{change}");
+        let left = (change != "disabled").then(|| time("20260105-1200").0 - clock.wall().0);
+        assert_eq!(scheduler.pause_ms(&clock), left, "it waits for the next run: {change}");
+        let runs = scheduler.views(clock.wall()).pop().expect("one").runs;
+        assert!(runs.iter().all(|run| run.last_error.is_none()), "{change}: {runs:?}");
+        assert!(!scheduler.unsaved().is_empty(), "{change}");
+    }
+}
+
+#[test]
 fn what_could_not_be_deleted_is_tried_again_without_another_snapshot() {
     let (mut scheduler, clock) = hourly();
     clock.reach("20260105-1100");

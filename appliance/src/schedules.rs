@@ -86,7 +86,7 @@ impl Calls for Served {
         let schedule = schedule::Schedule {
             name: ScheduleName::new(&request.name).map_err(|error| invalid(&error))?,
             targets: targets(&request.targets)?,
-            every: recurrence(request.every, request.at.as_deref())?,
+            every: recurrence(request.every, request.at.as_deref(), Weekday::Monday)?,
             keep: keep(request.keep),
             enabled: request.enabled.unwrap_or(true),
             since: self.now(),
@@ -111,7 +111,9 @@ impl Calls for Served {
             let (every, at) = words(schedule.every);
             // Another way of recurring begins with its own first moment.
             let at = change.at.clone().or_else(|| at.filter(|_| change.every.is_none_or(|new| new == every)));
-            schedule.every = recurrence(change.every.unwrap_or(every), at.as_deref())?;
+            // A time without a day moves no weekly schedule to another day.
+            let day = if let Recurrence::Weekly(day, _) = schedule.every { day } else { Weekday::Monday };
+            schedule.every = recurrence(change.every.unwrap_or(every), at.as_deref(), day)?;
         }
         if let Some(wanted) = change.keep {
             schedule.keep = keep(wanted);
@@ -166,8 +168,8 @@ fn keep(wanted: Keep) -> Option<retention::Keep> {
     retention::Keep::new(KeepCounts { last, hourly, daily, weekly, monthly }).ok()
 }
 
-/// When a schedule runs, from the interface's words.
-fn recurrence(every: Every, at: Option<&str>) -> Result<Recurrence, Problem> {
+/// When a schedule runs, from the interface's words; `day` is a weekly one's where these name none.
+fn recurrence(every: Every, at: Option<&str>, day: Weekday) -> Result<Recurrence, Problem> {
     let wrong = |detail: &str| Err(Problem::new(ProblemKind::InvalidRequest, detail));
     let time = at.map(str::parse::<ScheduleTime>).transpose()?;
     let ScheduleTime { weekday, hour, minute } = time.unwrap_or(ScheduleTime { weekday: None, hour: 0, minute: 0 });
@@ -179,7 +181,7 @@ fn recurrence(every: Every, at: Option<&str>) -> Result<Recurrence, Problem> {
         Every::Hourly if hour > 0 => wrong("an hourly schedule's 'at' is the minute, with the hour 00: 00:15"),
         Every::Hourly => MinuteOfHour::new(minute).map(Recurrence::Hourly).map_err(|error| invalid(&error)),
         Every::Daily => Ok(Recurrence::Daily(of_day)),
-        Every::Weekly => match Weekday::after_monday(weekday.unwrap_or(0)) {
+        Every::Weekly => match weekday.map_or(Some(day), Weekday::after_monday) {
             Some(day) => Ok(Recurrence::Weekly(day, of_day)),
             None => wrong("a week has seven days"),
         },
@@ -231,6 +233,8 @@ fn shown(view: View) -> Schedule {
 mod tests {
     use lamina_api::schedule::{Every, Keep};
 
+    use laminad::recurrence::Weekday;
+
     use super::{keep, recurrence, words};
 
     #[test]
@@ -245,11 +249,11 @@ mod tests {
             (Every::Minutes(1), None, "every 1 minutes", None),
             (Every::Minutes(1440), None, "every 1440 minutes", None),
         ] {
-            let recurrence = recurrence(every, at).expect("right");
+            let recurrence = recurrence(every, at, Weekday::Monday).expect("right");
             assert_eq!(recurrence.to_string(), text);
             let (again, at) = words(recurrence);
             assert_eq!((again, at.as_deref()), (every, shown), "{text}");
-            assert_eq!(super::recurrence(again, at.as_deref()).expect("right"), recurrence);
+            assert_eq!(super::recurrence(again, at.as_deref(), Weekday::Monday).expect("right"), recurrence);
         }
         for (every, at) in [
             (Every::Hourly, Some("01:15")),
@@ -260,8 +264,16 @@ mod tests {
             (Every::Minutes(0), None),
             (Every::Minutes(2880), None),
         ] {
-            assert!(recurrence(every, at).is_err(), "{every:?} {at:?}");
+            assert!(recurrence(every, at, Weekday::Monday).is_err(), "{every:?} {at:?}");
         }
+    }
+
+    #[test]
+    fn a_time_without_a_day_leaves_a_weekly_schedule_on_its_day() {
+        let every = recurrence(Every::Weekly, Some("04:00"), Weekday::Sunday).expect("right");
+        assert_eq!(every.to_string(), "weekly on sunday at 04:00");
+        let every = recurrence(Every::Weekly, Some("tue 04:00"), Weekday::Sunday).expect("right");
+        assert_eq!(every.to_string(), "weekly on tuesday at 04:00");
     }
 
     #[test]

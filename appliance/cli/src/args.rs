@@ -36,15 +36,16 @@ Examples:
   lamina --state-dir ./state volume list -o json
   lamina --server https://san-1.example:7443 --token-file ~/.lamina-token status
 
-Results go to stdout, everything else to stderr. A snapshot is written VOLUME@SNAPSHOT, or as two words.
+Results go to stdout, everything else to stderr. A snapshot is written VOLUME@SNAPSHOT.
 
 Exit codes:
   0    done
   1    it failed; the last lines on stderr say why and what to do
-  2    the command line is wrong, or the daemon refuses a value
+  2    the command line is wrong, a file that it names cannot be used, the daemon
+       refuses a value, or nobody confirmed
   3    no such volume, snapshot, VM, schedule, job or token
   4    no daemon answers
-  5    the present state forbids it (name taken, volume in use)
+  5    the present state forbids it (name taken, volume in use, file there already)
   6    not authorised
   7    not in time: a job is still running after --timeout, or the daemon does not answer
   130  interrupted"
@@ -81,7 +82,7 @@ pub(crate) struct Manner {
     pub(crate) color: When,
 
     /// Wait until jobs have ended; this is what happens anyway.
-    #[arg(long, global = true, overrides_with = "no_wait")]
+    #[arg(long, global = true, conflicts_with = "no_wait")]
     pub(crate) wait: bool,
 
     /// Do not wait for jobs: print them and end.

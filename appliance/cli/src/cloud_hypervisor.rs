@@ -1,7 +1,8 @@
-//! A machine as a script that becomes Cloud Hypervisor. It has no BIOS, no Intel cards, no guest agent's channel.
+//! A machine as a script that becomes Cloud Hypervisor. It has no BIOS, no Intel cards, no guest agent's channel. An option may stand once
+//! (since its release 36), with all its values.
 
 use crate::identity;
-use crate::machine::{Firmware, Link, Machine, NicModel};
+use crate::machine::{Firmware, Link, Machine, MachineDisk, NicModel};
 use crate::render::RenderError;
 use crate::shell::{Script, quoted};
 
@@ -27,10 +28,13 @@ pub(crate) fn script(machine: &Machine) -> Result<String, RenderError> {
     // Firmware tries disks in their order.
     let mut disks: Vec<_> = machine.disks.iter().enumerate().collect();
     disks.sort_by_key(|(_, disk)| disk.boot_order.unwrap_or(u32::MAX));
-    for (index, disk) in disks {
-        let (socket, queues) = (value(&disk.socket)?, machine.queues());
-        script.option("--disk", &format!("vhost_user=true,socket={socket},num_queues={queues},queue_size=256,id=disk{index}"));
-    }
+    let queues = machine.queues();
+    let disk = |(index, disk): (usize, &MachineDisk)| {
+        let socket = value(&disk.socket)?;
+        Ok(format!("vhost_user=true,socket={socket},num_queues={queues},queue_size=256,id=disk{index}"))
+    };
+    script.option_of("--disk", &disks.into_iter().map(disk).collect::<Result<Vec<_>, RenderError>>()?);
+    let mut nics = Vec::new();
     for (index, nic) in machine.nics.iter().enumerate() {
         let bridge = match (&nic.link, nic.model) {
             (Link::Network(network), _) => return Err(RenderError::Network { network: network.clone() }),
@@ -40,8 +44,9 @@ pub(crate) fn script(machine: &Machine) -> Result<String, RenderError> {
         let tap = identity::tap(&machine.name, index);
         script.before(&format!("[ -e /sys/class/net/{tap} ] || ip tuntap add dev {tap} mode tap"));
         script.before(&format!("ip link set dev {tap} master {bridge} up"));
-        script.option("--net", &format!("tap={tap},mac={},id=net{index}", value(&nic.mac)?));
+        nics.push(format!("tap={tap},mac={},id=net{index}", value(&nic.mac)?));
     }
+    script.option_of("--net", &nics);
     Ok(script.finish())
 }
 
@@ -55,12 +60,30 @@ fn value(text: &str) -> Result<&str, RenderError> {
 mod tests {
     use super::script;
     use crate::machine::examples::{hostile, small, web};
-    use crate::machine::{Firmware, NicModel};
+    use crate::machine::{Firmware, Link, NicModel};
     use crate::render::tests::arguments;
 
     #[test]
     fn scripts_are_as_they_were() {
         assert_eq!(script(&small()).expect("rendered"), include_str!("../tests/golden/small-cloud-hypervisor.sh"));
+    }
+
+    #[test]
+    fn several_disks_and_cards_stand_behind_one_option_each() {
+        let mut machine = web();
+        machine.firmware = Firmware::Uefi;
+        for (number, nic) in machine.nics.iter_mut().enumerate() {
+            (nic.link, nic.model) = (Link::Bridge(format!("br{number}")), NicModel::Virtio);
+        }
+        let script = script(&machine).expect("rendered");
+        assert_eq!(script, include_str!("../tests/golden/web-cloud-hypervisor.sh"));
+        let given = arguments("cloud-hypervisor", &script, &[]);
+        let behind = |option: &str| {
+            let at = given.iter().position(|word| word == option).expect(option);
+            given.iter().skip(at + 1).take_while(|word| !word.starts_with("--")).count()
+        };
+        assert_eq!((behind("--disk"), behind("--net")), (2, 2));
+        assert_eq!(given.iter().filter(|word| ["--disk", "--net"].contains(&word.as_str())).count(), 2);
     }
 
     #[test]

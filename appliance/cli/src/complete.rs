@@ -59,7 +59,7 @@ fn cuts(path: &'static str) -> Vec<CompletionCandidate> {
     let found = asked(async |client: &Client| {
         let mut found = names(client, path).await?;
         // The snapshots of what is typed already, or none: a thousand lists are too many for a TAB.
-        let typed = env::args().next_back().unwrap_or_default();
+        let typed = words().next_back().unwrap_or_default();
         if let Some((of, _)) = typed.split_once('@').filter(|(of, _)| found.iter().any(|name| name == of)) {
             let of = of.to_owned();
             let cuts = names(client, &format!("{path}/{of}/snapshots")).await.unwrap_or_default();
@@ -71,9 +71,14 @@ fn cuts(path: &'static str) -> Vec<CompletionCandidate> {
 }
 
 fn asked(ask: impl AsyncFnOnce(&Client) -> Option<Vec<String>>) -> Option<Vec<String>> {
-    let client = Client::new(connection(env::args()).endpoint().ok()?, Some(PATIENCE));
+    let client = Client::new(connection(words()).endpoint().ok()?, Some(PATIENCE));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(&client)).await.ok().flatten() })
+}
+
+/// What was typed. Names are plain text: what is not, is none.
+fn words() -> impl DoubleEndedIterator<Item = String> {
+    env::args_os().map(|word| word.to_string_lossy().into_owned())
 }
 
 /// What a line that is not finished yet says about the daemon.

@@ -18,6 +18,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::mistake::Mistake;
+use crate::shell::quoted;
 
 const SYSTEM_SOCKET: &str = "/run/lamina/lamina.sock";
 /// Where distributions keep the authorities that they trust.
@@ -182,12 +183,34 @@ impl fmt::Display for Endpoint {
 }
 
 impl Connection {
+    /// The options as they were typed, each with a space before it; ready for a shell.
+    pub(crate) fn words(&self) -> String {
+        let path = |option: &str, path: &Option<PathBuf>| {
+            let path = path.as_ref()?;
+            Some(format!(" --{option} {}", quoted(&path.to_string_lossy())))
+        };
+        let words = [
+            path("state-dir", &self.state_dir),
+            path("socket", &self.socket),
+            self.server.as_ref().map(|server| format!(" --server {}", quoted(&server.to_string()))),
+            path("token-file", &self.token_file),
+            path("ca-file", &self.ca_file),
+            path("cert", &self.cert),
+            path("key", &self.key),
+        ];
+        words.into_iter().flatten().collect()
+    }
+
     /// What was meant: the command line before the environment before the default.
     pub(crate) fn endpoint(&self) -> Result<Endpoint, EndpointError> {
         self.resolve(&|name| env::var_os(name).filter(|value| !value.is_empty()))
     }
 
     fn resolve(&self, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Endpoint, EndpointError> {
+        let said = [self.state_dir.is_some(), self.socket.is_some(), self.server.is_some()];
+        if said.iter().filter(|said| **said).count() > 1 {
+            return Err(Mistake::TwoDaemons.into());
+        }
         if let Some(dir) = &self.state_dir {
             return Ok(Endpoint::Local(dir.join("run").join("lamina.sock")));
         }
@@ -284,6 +307,8 @@ mod tests {
         let here = Connection { state_dir: Some("/s".into()), ..Connection::default() };
         let endpoint = here.resolve(&environment).expect("an endpoint");
         assert!(matches!(endpoint, Endpoint::Local(socket) if socket == Path::new("/s/run/lamina.sock")));
+        let both = Connection { socket: Some("/s".into()), ..here.clone() };
+        assert!(both.resolve(&|_| None).is_err(), "one of them would not be asked");
         let nothing = Connection::default().resolve(&|_| None).expect("an endpoint");
         assert!(matches!(nothing, Endpoint::Local(socket) if socket == Path::new("/run/lamina/lamina.sock")));
     }

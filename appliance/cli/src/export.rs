@@ -1,11 +1,11 @@
 //! `lamina volume export`: a volume or a snapshot becomes a disk image.
 //!
 //! What is read is a clone made for the purpose: so a guest may go on using the volume, and the image is the volume at one moment. The clone
-//! is removed whatever happens, short of a kill. An image is written under another name and gets its own when it is complete; a thread of
-//! its own writes it.
+//! is removed whatever happens, short of a kill. An image is written under another name and gets its own when it is complete (`part.rs`); a
+//! thread of its own writes it.
 
-use std::cell::Cell;
-use std::fs::{self, File, OpenOptions};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ use lamina_api::label::Labels;
 use lamina_api::name::{JobId, Name};
 use lamina_api::paths;
 use lamina_api::problem::{Problem, ProblemKind};
-use lamina_api::snapshot::{CreateClones, CreateSnapshot, Snapshot};
+use lamina_api::snapshot::{CreateClones, CreateSnapshot, Snapshot, SnapshotList};
+use lamina_api::volume::Volume;
 use lamina_contract::VolumeName;
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -28,17 +29,19 @@ use tokio::sync::mpsc;
 use crate::client::CallError;
 use crate::complete;
 use crate::cut::{self, Cut};
+use crate::ends::Ends;
 use crate::failure::Failure;
 use crate::follow;
 use crate::image::{Format, ImageError, output};
 use crate::mistake::Mistake;
 use crate::moment::Moment;
+use crate::part::{self, Part, Present};
 use crate::printer::size;
 use crate::qemu_nbd::{Access, Served};
 use crate::rate::bytes_a_second;
 use crate::run::{Run, Runs, nonzero};
 use crate::session::{Patience, Session};
-use crate::transfer::{IN_FLIGHT, Progress, TransferError, interrupted};
+use crate::transfer::{IN_FLIGHT, Progress, TransferError};
 
 /// What is found to be zero is left out in these units: what file systems allocate.
 const UNIT: u64 = 4096;
@@ -56,9 +59,10 @@ pub(crate) enum ExportFormat {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Makes a disk image of a volume as it is now, of a snapshot, or of a moment in the volume's CDP window.\n\n\
-It reads a temporary clone, named after the volume, and removes it afterwards whatever happened, with the snapshot that it began as; a guest may go on using the volume. \
-A raw image is a sparse file; with '-' it goes to stdout with all its zeros. A qcow2 image is written through qemu-nbd, without a raw copy \
-in between. The file has the name FILE.part until it is complete.",
+It reads a temporary clone, named after the volume, and removes it afterwards whatever happened, with the snapshot that was made for it; a \
+guest may go on using the volume. A raw image is a sparse file; with '-' it goes to stdout with all its zeros. A qcow2 image is written \
+through qemu-nbd, without a raw copy in between. Until it is complete the file is called FILE.NUMBER.part; one that a kill left may be \
+deleted. --force replaces regular files only: for a device write '-' and send stdout there.",
     after_long_help = "\
 Examples:
   lamina volume export web web.qcow2
@@ -82,7 +86,7 @@ pub(crate) struct ExportArguments {
     /// Compress it (qcow2 only).
     #[arg(long)]
     compress: bool,
-    /// Replace a file that is there.
+    /// Replace a regular file that is there.
     #[arg(long)]
     force: bool,
 }
@@ -102,8 +106,8 @@ struct Exported<'a> {
 #[derive(Debug, Clone)]
 enum Target {
     Stdout,
-    Raw(PathBuf),
-    Qcow2 { file: PathBuf, access: Access },
+    Raw { file: PathBuf, present: Present },
+    Qcow2 { file: PathBuf, present: Present, access: Access },
 }
 
 impl ExportArguments {
@@ -116,17 +120,21 @@ impl ExportArguments {
             (None, Some("qcow2")) => ExportFormat::Qcow2,
             _ => return Err(Mistake::NoFormat { file: self.file.display().to_string() }.into()),
         };
+        let present = if self.force { Present::Replace } else { Present::Keep };
         match format {
-            ExportFormat::Qcow2 if stdout => Err(Mistake::NoStream { format: "qcow2" }.into()),
-            ExportFormat::Raw if self.compress => Err(Mistake::RawCompressed.into()),
-            ExportFormat::Raw if stdout => Ok(Target::Stdout),
-            _ if self.file.exists() && !self.force => Err(ImageError::Exists { file: self.file.clone() }.into()),
-            ExportFormat::Raw => Ok(Target::Raw(self.file.clone())),
+            ExportFormat::Qcow2 if stdout => return Err(Mistake::NoStream { format: "qcow2" }.into()),
+            ExportFormat::Raw if self.compress => return Err(Mistake::RawCompressed.into()),
+            ExportFormat::Raw if stdout => return Ok(Target::Stdout),
+            _ => part::check(&self.file, present)?,
+        }
+        let file = self.file.clone();
+        Ok(match format {
+            ExportFormat::Raw => Target::Raw { file, present },
             ExportFormat::Qcow2 => {
                 let access = if self.compress { Access::WriteCompressed } else { Access::Write };
-                Ok(Target::Qcow2 { file: self.file.clone(), access })
+                Target::Qcow2 { file, present, access }
             }
-        }
+        })
     }
 }
 
@@ -137,28 +145,42 @@ pub(crate) async fn run(arguments: &ExportArguments, session: &Session) -> Resul
     }
     let target = arguments.target()?;
     let format = if matches!(target, Target::Qcow2 { .. }) { "qcow2" } else { "raw" };
-    let volume = session.client.volume(&arguments.source.of).await?;
-    let temporary = Temporary::new(&arguments.source.of)?;
+    let volume = &arguments.source.of;
+    // A wrong name is said before anything is made.
+    session.client.volume(volume).await?;
+    let temporary = Temporary::new(volume)?;
+    let mut ends = Ends::listen()?;
     let work = async {
-        temporary.make(arguments, session).await?;
-        copy(&temporary.clone, volume.size_bytes, target, session).await
+        // The volume's own size may be another than that of the snapshot or moment.
+        let disk_bytes = temporary.make(arguments, session).await?.size_bytes;
+        Ok::<_, Failure>((disk_bytes, copy(&temporary.clone, disk_bytes, target, session).await?))
     };
     let begun = Instant::now();
     let outcome = tokio::select! {
         biased;
-        () = interrupted() => Err(TransferError::Interrupted.into()),
+        _ = ends.next() => Err(TransferError::Interrupted.into()),
         outcome = work => outcome,
     };
-    let removed = temporary.remove(session).await;
-    let data_bytes = outcome?;
-    removed?;
+    let removed = tokio::select! {
+        biased;
+        _ = ends.next() => Err(temporary.abandoned()),
+        removed = temporary.remove(session) => removed,
+    };
+    let (disk_bytes, data_bytes) = match (outcome, removed) {
+        (Ok(done), Ok(())) => done,
+        (Err(failure), Ok(())) | (Ok(_), Err(failure)) => return Err(failure),
+        (Err(failure), Err(left)) => {
+            let advice = left.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+            session.printer.warn(&format!("{}{advice}", left.what()));
+            return Err(failure);
+        }
+    };
     session.printer.notice(&format!("{} read, {}", size(data_bytes), bytes_a_second(data_bytes, begun.elapsed())));
     if arguments.file == Path::new("-") {
         return Ok(());
     }
     let snapshot = arguments.source.snapshot.as_ref().map(ToString::to_string);
-    let answer =
-        Exported { volume: &volume.name, snapshot, file: &arguments.file, format, disk_bytes: volume.size_bytes, data_bytes };
+    let answer = Exported { volume: volume.as_str(), snapshot, file: &arguments.file, format, disk_bytes, data_bytes };
     session.printer.one(&answer, &arguments.file.to_string_lossy(), |answer| {
         vec![
             ("file", answer.file.display().to_string().into()),
@@ -168,12 +190,16 @@ pub(crate) async fn run(arguments: &ExportArguments, session: &Session) -> Resul
     })
 }
 
-/// What an export makes and removes: a clone, and the snapshot that it begins as where none was named.
+/// What an export makes and removes: a clone, and the snapshot that it begins as where that was not there before.
 struct Temporary {
     of: VolumeName,
     clone: VolumeName,
+    /// Of the volume as it is now.
     snapshot: Name,
-    snapped: Cell<bool>,
+    /// The snapshot to be removed, once one may be there.
+    made: RefCell<Option<Name>>,
+    /// Snapshots that were there before a moment was asked for: the daemon makes one for it unless it has one of the same moment.
+    before: RefCell<Option<BTreeSet<String>>>,
     job: Cell<Option<JobId>>,
 }
 
@@ -187,19 +213,25 @@ impl Temporary {
             of: of.clone(),
             clone: VolumeName::new(&format!("{head}-export-{number:08x}"))?,
             snapshot: Name::new(&format!("export-{number:08x}"))?,
-            snapped: Cell::new(false),
+            made: RefCell::default(),
+            before: RefCell::default(),
             job: Cell::new(None),
         })
     }
 
-    async fn make(&self, arguments: &ExportArguments, session: &Session) -> Result<(), Failure> {
+    /// Answers the clone.
+    async fn make(&self, arguments: &ExportArguments, session: &Session) -> Result<Volume, Failure> {
+        let client = &session.client;
         let mut labels = Labels::default();
         labels.add("purpose=export").map_err(Problem::from)?;
         let mut snapshot = arguments.source.snapshot.clone();
-        if snapshot.is_none() && arguments.at.is_none() {
+        if arguments.at.is_some() {
+            let before: Vec<Snapshot> = client.all::<SnapshotList>(&paths::of_volume(&self.of, "snapshots")).await?;
+            self.before.replace(Some(before.into_iter().map(|snapshot| snapshot.name).collect()));
+        } else if snapshot.is_none() {
             let request = CreateSnapshot { name: self.snapshot.to_string(), labels: labels.clone(), ..CreateSnapshot::default() };
-            self.snapped.set(true);
-            session.client.post::<Snapshot>(&paths::of_volume(&self.of, "snapshots"), &request).await?;
+            self.made.replace(Some(self.snapshot.clone()));
+            client.post::<Snapshot>(&paths::of_volume(&self.of, "snapshots"), &request).await?;
             snapshot = Some(self.snapshot.clone());
         }
         let request = CreateClones {
@@ -210,10 +242,11 @@ impl Temporary {
             attach: Some(false),
             ..CreateClones::default()
         };
-        let job: Job = session.client.post(&paths::of_volume(&self.of, "clones"), &request).await?;
+        let job: Job = client.post(&paths::of_volume(&self.of, "clones"), &request).await?;
         self.job.set(Some(job.id.parse()?));
         // Whether to wait is not a question here.
-        follow::to_the_end_as(session, job, Patience { wait: true, limit: None }).await.map(|_| ())
+        follow::to_the_end_as(session, job, Patience { wait: true, limit: None }).await?;
+        Ok(client.volume(&self.clone).await?)
     }
 
     /// A clone that is still being made when the export is given up would come later: so its job ends first.
@@ -224,19 +257,53 @@ impl Temporary {
             let _ = client.tell::<Job>(&paths::job_cancel(id)).await;
             let _ = client.job(id, Duration::from_secs(30)).await;
         }
-        let clone = gone(client.delete(&format!("{}?snapshots=true", paths::volume(&self.clone))).await).map_err(|cause| {
-            let advice = format!("lamina volume delete {} --snapshots --yes", self.clone);
-            Failure::LeftBehind { what: format!("volume '{}'", self.clone), advice, cause: Box::new(cause) }
-        });
-        if !self.snapped.get() {
-            return clone;
+        let left = |(what, advice): (String, String), cause| Failure::LeftBehind { what, advice, cause: Box::new(cause) };
+        if self.before.borrow().is_some() {
+            match client.volume(&self.clone).await {
+                Ok(clone) => self.began_as(&clone),
+                Err(error) => gone(Err(error)).map_err(|cause| left(self.clone_left(), cause))?,
+            }
         }
-        let name = format!("{}@{}", self.of, self.snapshot);
-        let snapshot = gone(client.delete(&paths::snapshot(&self.of, &self.snapshot)).await).map_err(|cause| {
-            let advice = format!("lamina snapshot delete {name} --yes");
-            Failure::LeftBehind { what: format!("snapshot '{name}'"), advice, cause: Box::new(cause) }
-        });
+        let clone = gone(client.delete(&format!("{}?snapshots=true", paths::volume(&self.clone))).await)
+            .map_err(|cause| left(self.clone_left(), cause));
+        let Some(made) = self.made.borrow().clone() else { return clone };
+        let snapshot =
+            gone(client.delete(&paths::snapshot(&self.of, &made)).await).map_err(|cause| left(self.snapshot_left(&made), cause));
         clone.and(snapshot)
+    }
+
+    /// What the clone of a moment began as is ours unless it was there before.
+    fn began_as(&self, clone: &Volume) {
+        let parent = clone.parent.as_ref().map(|parent| parent.snapshot.as_str());
+        let new = parent.filter(|parent| self.before.borrow().as_ref().is_some_and(|before| !before.contains(*parent)));
+        if let Some(Ok(name)) = new.map(Name::new) {
+            self.made.replace(Some(name));
+        }
+    }
+
+    /// Somebody did not want to wait until all that is removed.
+    fn abandoned(&self) -> Failure {
+        let (mut what, mut advice) = self.clone_left();
+        if let Some(made) = &*self.made.borrow() {
+            let (snapshot, too) = self.snapshot_left(made);
+            what.push_str(&format!(" and {snapshot}"));
+            advice.push_str(&format!("; {too}"));
+        }
+        if self.made.borrow().is_none() && self.before.borrow().is_some() {
+            what.push_str(" and the snapshot that it began as");
+            advice.push_str(&format!("; lamina snapshot list {}", self.of));
+        }
+        Failure::Abandoned { what, advice }
+    }
+
+    /// The clone, and how to remove it.
+    fn clone_left(&self) -> (String, String) {
+        (format!("volume '{}'", self.clone), format!("lamina volume delete {} --snapshots --yes", self.clone))
+    }
+
+    /// The snapshot, and how to remove it.
+    fn snapshot_left(&self, made: &Name) -> (String, String) {
+        (format!("snapshot '{}@{made}'", self.of), format!("lamina snapshot delete {}@{made} --yes", self.of))
     }
 }
 
@@ -256,7 +323,7 @@ async fn copy(clone: &VolumeName, disk_bytes: u64, target: Target, session: &Ses
     let (sender, pieces) = mpsc::channel(IN_FLIGHT);
     let file = match &target {
         Target::Stdout => PathBuf::from("-"),
-        Target::Raw(file) | Target::Qcow2 { file, .. } => file.clone(),
+        Target::Raw { file, .. } | Target::Qcow2 { file, .. } => file.clone(),
     };
     let writer = tokio::task::spawn_blocking(move || write(&target, disk_bytes, pieces));
     let read = stream::iter(runs.pieces())
@@ -312,54 +379,23 @@ fn write(target: &Target, disk_bytes: u64, mut pieces: mpsc::Receiver<Piece>) ->
 /// An image being written.
 enum Sink {
     Stdout { at: u64 },
-    Raw { file: File, part: Part },
+    Raw { part: Part },
     Qcow2 { served: Box<Served>, part: Part },
-}
-
-/// A file that gets its name when it is complete, and is removed when it does not get that far.
-struct Part {
-    unready: PathBuf,
-    name: PathBuf,
-}
-
-impl Part {
-    fn of(name: &Path) -> Self {
-        let mut unready = name.as_os_str().to_owned();
-        unready.push(".part");
-        Self { unready: unready.into(), name: name.to_owned() }
-    }
-
-    fn complete(self) -> Result<(), TransferError> {
-        let failed = |cause| TransferError::Image(ImageError::File { doing: "write", file: self.name.clone(), cause });
-        File::open(&self.unready).and_then(|file| file.sync_all()).map_err(failed)?;
-        fs::rename(&self.unready, &self.name).map_err(failed)
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        // Under this name it is complete or of no use.
-        let _ = fs::remove_file(&self.unready);
-    }
 }
 
 impl Sink {
     fn open(target: &Target, disk_bytes: u64) -> Result<Self, TransferError> {
         match target {
             Target::Stdout => Ok(Self::Stdout { at: 0 }),
-            Target::Raw(name) => {
-                let part = Part::of(name);
-                let failed = |cause| ImageError::File { doing: "write", file: part.unready.clone(), cause };
-                let file = OpenOptions::new().write(true).create(true).truncate(true).open(&part.unready).map_err(failed)?;
-                file.set_len(disk_bytes).map_err(failed)?;
-                Ok(Self::Raw { file, part })
+            Target::Raw { file, present } => {
+                let part = Part::new(file, *present)?;
+                part.file().set_len(disk_bytes).map_err(|cause| unwritable(&part, cause))?;
+                Ok(Self::Raw { part })
             }
-            Target::Qcow2 { file, access } => {
-                let part = Part::of(file);
-                let failed = |cause| ImageError::File { doing: "write", file: part.unready.clone(), cause };
-                // Made first, since only a file that is there has a path that cannot be taken for an address.
-                File::create(&part.unready).map_err(failed)?;
-                let whole = part.unready.canonicalize().map_err(failed)?;
+            Target::Qcow2 { file, present, access } => {
+                let part = Part::new(file, *present)?;
+                // Only a file that is there has a path that cannot be taken for an address.
+                let whole = part.unready().canonicalize().map_err(|cause| unwritable(&part, cause))?;
                 let mut create = Command::new("qemu-img");
                 create.args(["create", "-q", "-f", "qcow2"]).arg(&whole).arg(disk_bytes.to_string());
                 output("qemu-img", &mut create)?;
@@ -378,9 +414,9 @@ impl Sink {
         for part in nonzero(bytes, UNIT as usize) {
             let Some(bytes) = bytes.get(part.offset as usize..part.end() as usize) else { continue };
             match self {
-                Self::Raw { file, part: name } => file.write_all_at(bytes, run.offset + part.offset).map_err(|cause| {
-                    TransferError::Image(ImageError::File { doing: "write", file: name.unready.clone(), cause })
-                })?,
+                Self::Raw { part: image } => {
+                    image.file().write_all_at(bytes, run.offset + part.offset).map_err(|cause| unwritable(image, cause))?;
+                }
                 Self::Qcow2 { served, .. } => served.write(run.offset + part.offset, bytes)?,
                 Self::Stdout { .. } => {}
             }
@@ -394,16 +430,20 @@ impl Sink {
                 zeros(disk_bytes.saturating_sub(at))?;
                 io::stdout().lock().flush().map_err(TransferError::Stdout)
             }
-            Self::Raw { part, .. } => part.complete(),
+            Self::Raw { part } => Ok(part.complete()?),
             Self::Qcow2 { served, part } => {
                 served.finish()?;
-                part.complete()
+                Ok(part.complete()?)
             }
         }
     }
 
     /// Leaves nothing behind: dropping removes what was written.
     fn give_up(self) {}
+}
+
+fn unwritable(part: &Part, cause: io::Error) -> TransferError {
+    TransferError::Image(ImageError::File { doing: "write", file: part.unready().to_owned(), cause })
 }
 
 fn zeros(mut count: u64) -> Result<(), TransferError> {

@@ -105,6 +105,22 @@ pub(crate) enum Failure {
         /// What goes on.
         job: Option<String>,
     },
+    /// Somebody pressed Ctrl-C twice: what was to be removed stays.
+    #[error("interrupted; the temporary {what} may still be there")]
+    Abandoned {
+        /// Which.
+        what: String,
+        /// How to remove it.
+        advice: String,
+    },
+    /// Some of what was asked for could not be had; it was said which.
+    #[error("of {of} volumes, {lacking} could not be asked")]
+    Partial {
+        /// How many.
+        lacking: usize,
+        /// Of how many.
+        of: usize,
+    },
     /// A temporary clone or snapshot that could not be removed.
     #[error("the temporary {what} could not be removed")]
     LeftBehind {
@@ -136,18 +152,17 @@ impl Failure {
             Self::Problem(problem) => of_problem(problem.kind),
             Self::Transfer(error) => error.cause_of_call().map_or_else(|| error.exit_code(), of_call),
             Self::StillRunning { .. } => 7,
-            Self::Interrupted { .. } => 130,
+            Self::Interrupted { .. } | Self::Abandoned { .. } => 130,
+            Self::Image(error) => error.exit_code(),
+            Self::Bundle(error) => error.exit_code(),
             _ => 1,
         }
     }
 
-    /// Whether the reader of the output went away, which is no failure of ours (`lamina volume list | head -1`).
+    /// Whether the reader of the output went away, which is no failure of ours (`lamina volume list | head -1`). An image that nobody
+    /// took whole is one: [`TransferError::Stdout`].
     pub(crate) fn is_closed_pipe(&self) -> bool {
-        match self {
-            Self::Io(error) => error.kind() == io::ErrorKind::BrokenPipe,
-            Self::Transfer(error) => error.is_closed_pipe(),
-            _ => false,
-        }
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
     /// The refusal that this is, with the path that was asked for.
@@ -178,6 +193,7 @@ impl Failure {
                 Some("look at --token-file, --ca-file, --cert and --key, and at LAMINA_… in the environment".to_owned())
             }
             Self::Image(error) => error.advice(),
+            Self::Bundle(error) => error.advice(),
             Self::Transfer(error) => error.advice().or_else(|| error.cause_of_call().and_then(of_error)),
             Self::Unconfirmed { .. } => Some("add --yes".to_owned()),
             Self::Description(_) => Some("lamina vm render --help shows one".to_owned()),
@@ -185,7 +201,7 @@ impl Failure {
             Self::Job(job) => job.problem.as_ref().and_then(|problem| problem.advice.clone()),
             Self::StillRunning { id, .. } => Some(format!("lamina job wait {id}")),
             Self::Interrupted { job: Some(id) } => Some(format!("lamina job wait {id}, or lamina job cancel {id}")),
-            Self::LeftBehind { advice, .. } => Some(advice.clone()),
+            Self::LeftBehind { advice, .. } | Self::Abandoned { advice, .. } => Some(advice.clone()),
             _ => None,
         }
     }

@@ -1,6 +1,6 @@
 //! Waits for jobs: with a bar on a terminal, with a line now and then elsewhere, all on stderr.
 //!
-//! Ctrl-C on a terminal asks whether the job shall end too; a second one, and any elsewhere, leaves the job running and the command.
+//! Ctrl-C on a terminal asks whether the job shall end too; a second one, any elsewhere, and SIGTERM leave the job running and the command.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -9,9 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lamina_api::job::{Job, JobState, JobUnit, Outcome};
 use lamina_api::name::JobId;
 use lamina_api::paths;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::ends::{End, Ends};
 use crate::failure::Failure;
 use crate::printer::{Printer, size};
 use crate::session::{Patience, Session};
@@ -56,7 +56,7 @@ pub(crate) async fn to_the_end(session: &Session, job: Job) -> Result<Job, Failu
 pub(crate) async fn to_the_end_as(session: &Session, job: Job, patience: Patience) -> Result<Job, Failure> {
     let id: JobId = job.id.parse()?;
     // From here on, so that none is missed between two looks.
-    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut ends = Ends::listen()?;
     let mut show = Show::new(&session.printer);
     show.update(&job);
     let until = patience.limit.map(|limit| Instant::now() + limit);
@@ -73,8 +73,9 @@ pub(crate) async fn to_the_end_as(session: &Session, job: Job, patience: Patienc
                 job = next?;
                 show.update(&job);
             }
-            _ = interrupts.recv() => {
-                let answer = if cancelled { Answer::Leave } else { show.suspend(ask(&job, &mut interrupts)).await };
+            end = ends.next() => {
+                let leave = cancelled || end == End::Terminate;
+                let answer = if leave { Answer::Leave } else { show.suspend(ask(&job, &mut ends)).await };
                 match answer {
                     Answer::Cancel => {
                         job = cancel(session, id).await?;
@@ -125,7 +126,7 @@ enum Answer {
     Leave,
 }
 
-async fn ask(job: &Job, interrupts: &mut Signal) -> Answer {
+async fn ask(job: &Job, ends: &mut Ends) -> Answer {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         return Answer::Leave;
     }
@@ -148,7 +149,7 @@ async fn ask(job: &Job, interrupts: &mut Signal) -> Answer {
             Ok(Some(_)) => Answer::Stay,
             _ => Answer::Leave,
         },
-        _ = interrupts.recv() => Answer::Leave,
+        _ = ends.next() => Answer::Leave,
     }
 }
 

@@ -51,7 +51,8 @@ fn libvirt(disk: &Disk<'_>) -> String {
     format!(
         "\
 <!-- The domain needs shared memory:
-     <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking> -->
+     <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+     and QEMU must be let to the socket: user = \"root\" in /etc/libvirt/qemu.conf, or an ACL (OPERATIONS, Libvirt). -->
 <disk type='vhostuser' device='disk'>
   <driver name='qemu' type='raw' queues='{queues}'/>
   <source type='unix' path='{socket}'>
@@ -90,6 +91,11 @@ mod tests {
              -chardev socket,id=lamina-web,path=/run/lamina/vhost/web.sock,reconnect-ms=500 \\\n\
              -device vhost-user-blk-pci,id=disk-web,chardev=lamina-web,num-queues=4,disable-legacy=on\n"
         );
+    }
+
+    #[test]
+    fn who_uses_libvirt_is_told_that_its_qemu_is_not_root() {
+        assert!(text(Hypervisor::Libvirt, &DISK).contains("user = \"root\" in /etc/libvirt/qemu.conf"));
     }
 
     #[test]

@@ -6,13 +6,13 @@
 //! paths, which it does not take for addresses.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::ValueEnum;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::nbd::NbdError;
 use crate::run::Run;
@@ -44,22 +44,54 @@ impl Format {
         }
     }
 
-    /// What the first bytes of a file say.
-    fn of_head(head: &[u8]) -> Self {
+    /// What the first bytes of a file say, and for one format the last 512.
+    fn of_ends(head: &[u8], tail: &[u8]) -> Result<Self, Foreign> {
         let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
         if at(0, b"QFI\xfb") {
-            Self::Qcow2
+            Ok(Self::Qcow2)
         } else if at(0, b"KDMV") || at(0, b"# Disk DescriptorFile") {
-            Self::Vmdk
+            Ok(Self::Vmdk)
         } else if at(64, &[0x7f, 0x10, 0xda, 0xbe]) {
-            Self::Vdi
+            Ok(Self::Vdi)
         } else if at(0, b"vhdxfile") {
-            Self::Vhdx
+            Ok(Self::Vhdx)
+        } else if tail.starts_with(VHD) {
+            Err(FOREIGN_VHD)
         } else {
-            Self::Raw
+            FOREIGN.iter().find(|(offset, magic, _)| at(*offset, magic)).map_or(Ok(Self::Raw), |(_, _, foreign)| Err(*foreign))
         }
     }
 }
+
+/// What is told by its magic and not read: taken for raw, a guest would get its bytes for a disk's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Foreign {
+    /// What it is.
+    what: &'static str,
+    /// What makes an image of it.
+    first: &'static str,
+}
+
+const VHD: &[u8] = b"conectix";
+const FOREIGN_VHD: Foreign = Foreign { what: "a VHD image", first: "convert it first: qemu-img convert -f vpc -O qcow2" };
+
+const fn packed(what: &'static str, first: &'static str) -> Foreign {
+    Foreign { what, first }
+}
+
+/// Where the magic is, what it is, and whose it is.
+const FOREIGN: [(usize, &[u8], Foreign); 9] = [
+    (0, VHD, FOREIGN_VHD),
+    (0, &[0x1f, 0x8b, 8], packed("compressed with gzip", "unpack it first: gzip -d")),
+    (0, b"\xfd7zXZ\0", packed("compressed with xz", "unpack it first: xz -d")),
+    (0, &[0x28, 0xb5, 0x2f, 0xfd], packed("compressed with zstd", "unpack it first: zstd -d")),
+    // Behind BZh and a digit: a block's magic.
+    (4, b"1AY&SY", packed("compressed with bzip2", "unpack it first: bzip2 -d")),
+    (0, &[0x04, 0x22, 0x4d, 0x18], packed("compressed with lz4", "unpack it first: lz4 -d")),
+    (0, b"PK\x03\x04", packed("a zip archive", "unpack it first: unzip")),
+    (257, b"ustar", packed("a tar archive, as an OVA is", "unpack it first: tar -xf")),
+    (0, b"QED\0", packed("a QED image", "convert it first: qemu-img convert -f qed -O qcow2")),
+];
 
 /// Why an image cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +116,28 @@ pub(crate) enum ImageError {
     /// It would be overwritten.
     #[error("{} is there already", file.display())]
     Exists {
+        /// Where.
+        file: PathBuf,
+    },
+    /// What is no regular file is not replaced by one.
+    #[error("{} is {kind}, not a regular file", file.display())]
+    Special {
+        /// Where.
+        file: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// It is none that is read.
+    #[error("{} is {}", file.display(), foreign.what)]
+    Foreign {
+        /// Where.
+        file: PathBuf,
+        /// What it is.
+        foreign: Foreign,
+    },
+    /// It is not what it was.
+    #[error("{} was changed while it was read", file.display())]
+    Changed {
         /// Where.
         file: PathBuf,
     },
@@ -147,10 +201,23 @@ pub(crate) enum ImageError {
 }
 
 impl ImageError {
+    /// As in [`crate::failure`]: a file that was named and cannot be used is a wrong command line, one that is there already forbids it.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Exists { .. } => 5,
+            Self::File { doing: "read" | "look at", .. } | Self::Special { .. } | Self::Empty { .. } => 2,
+            Self::Foreign { .. } | Self::Backing { .. } | Self::Elsewhere { .. } | Self::Encrypted { .. } => 2,
+            _ => 1,
+        }
+    }
+
     /// What to do about it.
     pub(crate) fn advice(&self) -> Option<String> {
         let words = match self {
             Self::Exists { .. } => "choose another name, or add --force to replace it",
+            Self::Special { .. } => "choose another name; to write a raw image to a device or pipe, write - and send stdout there",
+            Self::Foreign { foreign, .. } => return Some(format!("{}; --format raw takes its bytes as they are", foreign.first)),
+            Self::Changed { .. } => "see to it that nobody writes to it meanwhile, then import once more with --resume",
             Self::Backing { .. } => "look whether that is yours to read, then add --with-backing to import both as one",
             Self::Elsewhere { .. } => "make one file of it first: qemu-img convert -O qcow2",
             Self::Encrypted { .. } => "decrypt it first: qemu-img convert",
@@ -172,8 +239,34 @@ pub(crate) struct Image {
     pub(crate) format: Format,
     /// Bytes of the disk that it is an image of.
     pub(crate) disk_bytes: u64,
-    /// When it was changed, in nanoseconds since 1970.
-    pub(crate) changed_ns: i128,
+    /// What it is read from: its own file, then those behind it.
+    pub(crate) files: Vec<ImageFile>,
+}
+
+/// A file that an image is read from, as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImageFile {
+    path: PathBuf,
+    /// Size, time of its bytes' last change and of its inode's, in nanoseconds since 1970. Not there, if it is no file of this machine.
+    seen: Option<(u64, i128, i128)>,
+}
+
+impl ImageFile {
+    /// As it is now.
+    pub(crate) fn look(path: &Path) -> Self {
+        let ns = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        let seen = std::fs::metadata(path).ok().map(|metadata| {
+            let (modified, changed) = (ns(metadata.mtime(), metadata.mtime_nsec()), ns(metadata.ctime(), metadata.ctime_nsec()));
+            (metadata.len(), modified, changed)
+        });
+        Self { path: path.to_owned(), seen }
+    }
+
+    /// Whether a change would be seen.
+    pub(crate) fn is_known(&self) -> bool {
+        self.seen.is_some()
+    }
 }
 
 /// Whether an image's backing file may be read.
@@ -191,6 +284,7 @@ pub(crate) enum Backing {
 struct Info {
     virtual_size: u64,
     backing_filename: Option<String>,
+    full_backing_filename: Option<PathBuf>,
     #[serde(default)]
     encrypted: bool,
     format_specific: Option<Specific>,
@@ -228,28 +322,38 @@ impl Image {
     pub(crate) fn inspect(file: &Path, format: Option<Format>, backing: Backing) -> Result<Self, ImageError> {
         let unreadable = |cause| ImageError::File { doing: "read", file: file.to_owned(), cause };
         let whole = file.canonicalize().map_err(unreadable)?;
+        // Before anything is read: a change from here on is one.
+        let mut files = vec![ImageFile::look(&whole)];
         let mut opened = File::open(&whole).map_err(unreadable)?;
-        let metadata = opened.metadata().map_err(unreadable)?;
-        let changed_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
         let format = match format {
             Some(format) => format,
-            None => Format::of_head(&head(&mut opened).map_err(unreadable)?),
+            None => {
+                let (head, tail) = ends(&mut opened).map_err(unreadable)?;
+                Format::of_ends(&head, &tail).map_err(|foreign| ImageError::Foreign { file: whole.clone(), foreign })?
+            }
         };
         let disk_bytes = match format {
             // A block device says its size only so.
             Format::Raw => rustix::fs::seek(&opened, rustix::fs::SeekFrom::End(0)).map_err(|error| unreadable(error.into()))?,
-            _ => Self::asked(&whole, format, backing)?,
+            _ => Self::asked(&whole, format, backing, &mut files)?,
         };
         if disk_bytes == 0 {
             return Err(ImageError::Empty { file: whole });
         }
-        Ok(Self { file: whole, format, disk_bytes, changed_ns })
+        Ok(Self { file: whole, format, disk_bytes, files })
     }
 
-    fn asked(file: &Path, format: Format, backing: Backing) -> Result<u64, ImageError> {
+    /// Adds the files behind it to `files`.
+    fn asked(file: &Path, format: Format, backing: Backing, files: &mut Vec<ImageFile>) -> Result<u64, ImageError> {
         let info: Info = asked("qemu-img", &["info", "--output=json", "--image-opts"], &options(format, file))?;
-        if let (Some(backing), Backing::Refused) = (info.backing_filename, backing) {
-            return Err(ImageError::Backing { file: file.to_owned(), backing });
+        match (info.backing_filename, backing) {
+            (Some(backing), Backing::Refused) => return Err(ImageError::Backing { file: file.to_owned(), backing }),
+            (Some(_), Backing::Wanted) => {
+                let chain = ["info", "--backing-chain", "--output=json", "--image-opts"];
+                let chain: Vec<Info> = asked("qemu-img", &chain, &options(format, file))?;
+                files.extend(chain.into_iter().filter_map(|info| info.full_backing_filename).map(|file| ImageFile::look(&file)));
+            }
+            (None, _) => {}
         }
         if info.encrypted {
             return Err(ImageError::Encrypted { file: file.to_owned() });
@@ -260,6 +364,15 @@ impl Image {
             return Err(ImageError::Elsewhere { file: file.to_owned(), other });
         }
         Ok(info.virtual_size)
+    }
+
+    /// Whether all that was read until now is of one image: as far as files say when they were changed.
+    ///
+    /// # Errors
+    /// [`ImageError::Changed`] with the first that was.
+    pub(crate) fn unchanged(&self) -> Result<(), ImageError> {
+        let changed = self.files.iter().find(|file| ImageFile::look(&file.path) != **file);
+        changed.map_or(Ok(()), |file| Err(ImageError::Changed { file: file.path.clone() }))
     }
 
     /// The runs of the disk that hold data, in order.
@@ -310,10 +423,14 @@ pub(crate) fn options_within(prefix: &str, format: Format, file: &Path) -> Strin
     format!("{prefix}driver={},{prefix}file.driver=file,{prefix}file.filename={escaped}", format.as_str())
 }
 
-fn head(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut head = Vec::new();
-    file.take(512).read_to_end(&mut head)?;
-    Ok(head)
+/// The first 512 bytes and the last.
+fn ends(file: &mut File) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let (mut head, mut tail) = (Vec::new(), Vec::new());
+    (&mut *file).take(512).read_to_end(&mut head)?;
+    let end = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(end.saturating_sub(512)))?;
+    file.take(512).read_to_end(&mut tail)?;
+    Ok((head, tail))
 }
 
 fn asked<T: serde::de::DeserializeOwned>(tool: &'static str, arguments: &[&str], options: &str) -> Result<T, ImageError> {
@@ -334,21 +451,12 @@ pub(crate) fn last_line(text: &[u8]) -> String {
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing was said").trim().to_owned()
 }
 
-/// A raw image's bytes; behind its end are zeros.
-pub(crate) fn read_raw(file: &File, offset: u64, into: &mut [u8]) -> io::Result<()> {
-    let mut filled = 0;
-    while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + filled as u64) {
-            Ok(0) => {
-                rest.fill(0);
-                return Ok(());
-            }
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+/// Bytes of a raw image of `disk_bytes`; behind these are zeros.
+pub(crate) fn read_raw(file: &File, disk_bytes: u64, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    let there = usize::try_from(disk_bytes.saturating_sub(offset)).unwrap_or(usize::MAX).min(into.len());
+    let (inside, behind) = into.split_at_mut(there);
+    behind.fill(0);
+    file.read_exact_at(inside, offset)
 }
 
 #[cfg(test)]
@@ -356,15 +464,35 @@ mod tests {
     use std::fs::File;
     use std::io::{Seek, SeekFrom, Write};
 
-    use super::{Backing, Format, Image, options, read_raw};
+    use super::{Backing, Format, Image, ImageError, options, read_raw};
     use crate::run::Run;
 
     #[test]
     fn formats_are_told_by_their_magic_and_everything_else_is_raw() {
-        assert_eq!(Format::of_head(b"QFI\xfb\0\0\0\x03"), Format::Qcow2);
-        assert_eq!(Format::of_head(b"# Disk DescriptorFile\n"), Format::Vmdk);
-        assert_eq!(Format::of_head(b"vhdxfile"), Format::Vhdx);
-        assert_eq!(Format::of_head(b""), Format::Raw);
+        let of_head = |head: &[u8]| Format::of_ends(head, b"");
+        assert_eq!(of_head(b"QFI\xfb\0\0\0\x03"), Ok(Format::Qcow2));
+        assert_eq!(of_head(b"# Disk DescriptorFile\n"), Ok(Format::Vmdk));
+        assert_eq!(of_head(b"vhdxfile"), Ok(Format::Vhdx));
+        assert_eq!(of_head(b""), Ok(Format::Raw));
+        // Boot code, and a disk that is encrypted in the guest.
+        assert_eq!(of_head(&[0xeb, 0x63, 0x90]), Ok(Format::Raw));
+        assert_eq!(of_head(b"LUKS\xba\xbe"), Ok(Format::Raw));
+    }
+
+    #[test]
+    fn what_is_packed_or_of_another_kind_is_not_taken_for_raw() {
+        for (head, tail, what) in [
+            (&[0x1f, 0x8b, 8, 0][..], &b""[..], "gzip"),
+            (b"\xfd7zXZ\0\0", b"", "xz"),
+            (&[0x28, 0xb5, 0x2f, 0xfd], b"", "zstd"),
+            (b"BZh91AY&SY", b"", "bzip2"),
+            (b"conectix\0\0", b"", "VHD"),
+            // One of fixed size has its header at its end.
+            (&[0xeb, 0x63, 0x90], b"conectix\0\0", "VHD"),
+        ] {
+            let foreign = Format::of_ends(head, tail).expect_err(what);
+            assert!(foreign.what.contains(what), "{foreign:?}");
+        }
     }
 
     #[test]
@@ -385,7 +513,13 @@ mod tests {
         assert_eq!((image.format, image.disk_bytes), (Format::Raw, 8 << 20));
         assert_eq!(image.runs().expect("runs"), [Run::new(4 << 20, 65536)]);
         let mut behind = [9; 8];
-        read_raw(&File::open(&path).expect("open"), (8 << 20) - 4, &mut behind).expect("zeros behind the end");
+        let open = File::open(&path).expect("open");
+        read_raw(&open, image.disk_bytes, (8 << 20) - 4, &mut behind).expect("zeros behind the end");
         assert_eq!(behind, [0; 8]);
+        image.unchanged().expect("it is as it was");
+        // Cut off meanwhile: what is missing are no zeros.
+        file.set_len(6 << 20).expect("shorter");
+        assert!(read_raw(&open, image.disk_bytes, 7 << 20, &mut behind).is_err());
+        assert!(matches!(image.unchanged(), Err(ImageError::Changed { .. })));
     }
 }

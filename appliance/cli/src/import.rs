@@ -20,18 +20,19 @@ use lamina_contract::{BlockSize, VolumeName};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::client::Client;
+use crate::client::{CallError, Client};
 use crate::complete;
 use crate::confirm;
+use crate::ends::Ends;
 use crate::failure::Failure;
 use crate::image::{Backing, Format, Image, ImageError, read_raw};
-use crate::import_state::ImportRecord;
+use crate::import_state::{Found, ImportRecord};
 use crate::printer::size;
 use crate::qemu_nbd::{Access, Served};
 use crate::rate::bytes_a_second;
 use crate::run::{Run, Runs, is_zero, nonzero};
 use crate::session::Session;
-use crate::transfer::{IN_FLIGHT, Progress, TransferError, interrupted};
+use crate::transfer::{IN_FLIGHT, Progress, TransferError};
 
 /// How often what was done is kept.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
@@ -47,7 +48,9 @@ QEMU's tools; nothing is unpacked to disk in between. The format is told by the 
 names other files (a backing file, a data file) is refused, since whoever made it could have named any file of this machine; \
 --with-backing reads a backing file too, and imports both as one.\n\n\
 An import that stops, by Ctrl-C or because a connection broke, says how to go on: --resume begins where it stopped when the image and the \
-volume are still the same, and otherwise compares, writing only what differs. --verify reads everything back and compares.",
+volume are still the same, and otherwise compares, writing only what differs. Of a volume into which this image was not being imported, \
+--resume replaces what it holds as well, so that must be confirmed too. --verify reads everything back and compares. An image that is \
+changed meanwhile is a failure.",
     after_long_help = "\
 Examples:
   lamina volume import debian-12.qcow2 web
@@ -125,19 +128,34 @@ struct Handled {
 pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Result<(), Failure> {
     let backing = if arguments.with_backing { Backing::Wanted } else { Backing::Refused };
     let image = Arc::new(Image::inspect(&arguments.file, arguments.format, backing)?);
-    let Prepared { volume, fresh, attach } = prepare(arguments, &image, session).await?;
-    let import = Import { arguments, image, volume, fresh, session };
+    let Prepared { volume, fresh, found, attach } = prepare(arguments, &image, session).await?;
+    let mut record = ImportRecord::new(&image, &volume.id);
+    record.attach(attach);
+    let import = Import { arguments, image, volume, fresh, found, session };
+    // From here on there is something to be said when it is interrupted.
+    let mut ends = Ends::listen()?;
     let begun = Instant::now();
-    let (data_bytes, written_bytes) = import.copy().await?;
+    let (data_bytes, written_bytes) = import.copy(&mut record, &mut ends).await?;
     let took = begun.elapsed();
-    if arguments.verify {
-        import.verify().await?;
+    if arguments.verify
+        && let Err(failure) = import.verify(&mut ends).await
+    {
+        // All of it was written; what differs can be mended, and without a record that would have to be confirmed.
+        let differs = matches!(failure, TransferError::Differs { .. });
+        let _ = record.keep((!differs).then_some(import.image.disk_bytes));
+        return Err(if differs { failure } else { import.stopped(import.image.disk_bytes, failure) }.into());
     }
-    let volume: Volume = if attach {
-        session.client.tell(&paths::of_volume(&arguments.name, "attach")).await?
-    } else {
-        session.client.volume(&arguments.name).await?
+    // Whatever happens now, nothing has to be read again.
+    let _ = record.keep(Some(import.image.disk_bytes));
+    let end = async {
+        if attach {
+            session.client.tell::<Volume>(&paths::of_volume(&arguments.name, "attach")).await
+        } else {
+            session.client.volume(&arguments.name).await
+        }
     };
+    let volume = ends.during(end).await.ok_or_else(|| import.stopped(import.image.disk_bytes, TransferError::Interrupted))??;
+    record.forget();
     session.printer.notice(&format!("{} written, {}", size(written_bytes), bytes_a_second(written_bytes, took)));
     let answer = Imported {
         volume,
@@ -160,6 +178,8 @@ struct Prepared {
     volume: Volume,
     /// It was made for this import: there is nothing in it.
     fresh: bool,
+    /// What is known of an import that is to go on.
+    found: Option<Found>,
     /// It shall be attached afterwards.
     attach: bool,
 }
@@ -193,19 +213,23 @@ async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) 
         return Err(TransferError::ReadOnly { volume: volume.name }.into());
     }
     let attached = volume.state == VolumeState::Attached;
-    if existed && !arguments.resume && !held(session, name, volume.size_bytes).await?.is_empty() {
+    let found = if arguments.resume { ImportRecord::new(image, &volume.id).found() } else { None };
+    // What an import replaces was given up when it began.
+    if existed && found.is_none() && !held(session, name, volume.size_bytes).await?.is_empty() {
         confirm::loss(&format!("importing replaces what volume '{name}' holds"), name.as_str(), arguments.yes)?;
     }
     let volume = if attached && !volume.connected { session.client.tell(&paths::of_volume(name, "detach")).await? } else { volume };
-    Ok(Prepared { volume, fresh: !existed, attach: (attached || arguments.resume) && !arguments.detached })
+    // It was detached when it began.
+    let attach = found.map_or(attached, |found| attached || found.attach) && !arguments.detached;
+    Ok(Prepared { volume, fresh: !existed, found, attach })
 }
 
 /// Where a volume of `size_bytes` may have something else than zeros: all of it when the daemon cannot tell.
-async fn held(session: &Session, name: &VolumeName, size_bytes: u64) -> Result<Vec<Run>, Failure> {
+async fn held(session: &Session, name: &VolumeName, size_bytes: u64) -> Result<Vec<Run>, CallError> {
     match session.client.extents(name).await {
         Ok(extents) => Ok(extents.into_iter().map(Run::from).collect()),
         Err(error) if error.kind() == Some(ProblemKind::Unavailable) => Ok(vec![Run::new(0, size_bytes)]),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 
@@ -223,15 +247,18 @@ struct Import<'a> {
     image: Arc<Image>,
     volume: Volume,
     fresh: bool,
+    found: Option<Found>,
     session: &'a Session,
 }
 
 impl Import<'_> {
     /// Copies; answers the image's bytes of data, and how many were written.
-    async fn copy(&self) -> Result<(u64, u64), Failure> {
-        let mut record = ImportRecord::new(&self.image, &self.volume.id);
-        let (data, dirty) = self.layout(self.fresh).await?;
-        let (way, from) = match (self.arguments.resume, record.found()) {
+    async fn copy(&self, record: &mut ImportRecord, ends: &mut Ends) -> Result<(u64, u64), Failure> {
+        // What the volume holds was given up; so it can be gone on with, though by comparing.
+        let _ = record.keep(self.found.and_then(|found| found.done));
+        let layout = ends.during(self.layout(self.fresh)).await;
+        let (data, dirty) = layout.ok_or_else(|| self.stopped(0, TransferError::Interrupted))??;
+        let (way, from) = match (self.arguments.resume, self.found.and_then(|found| found.done)) {
             (true, Some(done)) => {
                 self.session.printer.notice(&format!("going on at {} of {}", size(done), size(self.image.disk_bytes)));
                 (Way::Write, done)
@@ -244,26 +271,26 @@ impl Import<'_> {
             (false, _) if dirty.bytes() == self.volume.size_bytes => (Way::Mend, 0),
             (false, _) => (Way::Write, 0),
         };
+        // While it compares, what is in front is right, but going on would compare too.
+        let known = |done| (way == Way::Write).then_some(done);
+        // Without it the import could still go on by comparing; that is said when it stops.
+        let _ = record.keep(known(from));
         let plan = data.joined(&dirty, from);
         let (mut done, mut written, mut kept) = (from, 0, Instant::now());
         let outcome = self
-            .pass(way, &plan, &dirty, |handled| {
+            .pass(way, &plan, &dirty, ends, |handled| {
                 (done, written) = (handled.run.end(), written + handled.written);
-                if kept.elapsed() >= KEEP_EVERY {
+                if way == Way::Write && kept.elapsed() >= KEEP_EVERY {
                     kept = Instant::now();
-                    // Without it the import could still go on by comparing.
-                    let _ = record.keep(done);
+                    // As above.
+                    let _ = record.keep(Some(done));
                 }
             })
             .await;
         match outcome {
-            Ok(()) => {
-                record.forget();
-                Ok((data.bytes(), written))
-            }
+            Ok(()) => Ok((data.bytes(), written)),
             Err(cause) => {
-                let kept = if way == Way::Write { record.keep(done) } else { Ok(()) };
-                if kept.is_err() {
+                if record.keep(known(done)).is_err() {
                     self.session.printer.warn("where it stopped could not be kept; --resume will compare");
                 }
                 Err(self.stopped(done, cause).into())
@@ -272,25 +299,35 @@ impl Import<'_> {
     }
 
     fn stopped(&self, done: u64, cause: TransferError) -> TransferError {
-        let ImportArguments { file, name, format, with_backing, .. } = self.arguments;
-        let format = format.map(|format| format!(" --format {}", format.as_str())).unwrap_or_default();
-        let backing = if *with_backing { " --with-backing" } else { "" };
         TransferError::Stopped {
-            volume: name.to_string(),
+            volume: self.arguments.name.to_string(),
             done: size(done),
             total: size(self.image.disk_bytes),
-            again: format!(
-                "lamina volume import {} {name} --resume{format}{backing}",
-                crate::shell::quoted(&file.to_string_lossy())
-            ),
+            again: self.again(),
             cause: Box::new(cause),
         }
     }
 
-    async fn verify(&self) -> Result<(), Failure> {
-        let (data, dirty) = self.layout(false).await?;
+    /// The command that goes on.
+    fn again(&self) -> String {
+        let ImportArguments { file, name, format, with_backing, resume: _, verify, detached, labels: _, yes: _ } = self.arguments;
+        let mut words = format!("lamina volume import {} {name} --resume", crate::shell::quoted(&file.to_string_lossy()));
+        if let Some(format) = format {
+            words.push_str(&format!(" --format {}", format.as_str()));
+        }
+        for (flag, _) in
+            [("--with-backing", with_backing), ("--verify", verify), ("--detached", detached)].iter().filter(|(_, is)| **is)
+        {
+            words.push_str(&format!(" {flag}"));
+        }
+        words.push_str(&self.session.daemon);
+        words
+    }
+
+    async fn verify(&self, ends: &mut Ends) -> Result<(), TransferError> {
+        let (data, dirty) = ends.during(self.layout(false)).await.ok_or(TransferError::Interrupted)??;
         let (mut pieces, mut first) = (0, None);
-        self.pass(Way::Verify, &data.joined(&dirty, 0), &dirty, |handled| {
+        self.pass(Way::Verify, &data.joined(&dirty, 0), &dirty, ends, |handled| {
             if handled.differs {
                 pieces += 1;
                 first.get_or_insert(handled.run.offset);
@@ -299,12 +336,12 @@ impl Import<'_> {
         .await?;
         match first {
             None => Ok(()),
-            Some(first) => Err(TransferError::Differs { volume: self.volume.name.clone(), pieces, first }.into()),
+            Some(first) => Err(TransferError::Differs { volume: self.volume.name.clone(), pieces, first }),
         }
     }
 
     /// Where the image has data, and where the volume may have some.
-    async fn layout(&self, empty: bool) -> Result<(Runs, Runs), Failure> {
+    async fn layout(&self, empty: bool) -> Result<(Runs, Runs), TransferError> {
         let (unit, limit) = (self.volume.block_size.max(1), self.volume.size_bytes);
         let image = Arc::clone(&self.image);
         let runs = tokio::task::spawn_blocking(move || image.runs()).await.map_err(|_| self.lost())??;
@@ -316,8 +353,16 @@ impl Import<'_> {
         TransferError::Lost { file: self.image.file.clone() }
     }
 
-    /// Goes through `plan` once. `dirty` is where the volume may have something else than zeros; `each` hears of pieces in order.
-    async fn pass(&self, way: Way, plan: &Runs, dirty: &Runs, mut each: impl FnMut(&Handled)) -> Result<(), TransferError> {
+    /// Goes through `plan` once. `dirty` is where the volume may have something else than zeros; `each` hears of pieces in order. When it
+    /// returns well, the image was the same all the time.
+    async fn pass(
+        &self,
+        way: Way,
+        plan: &Runs,
+        dirty: &Runs,
+        ends: &mut Ends,
+        mut each: impl FnMut(&Handled),
+    ) -> Result<(), TransferError> {
         let what = if way == Way::Verify { "verified" } else { "imported" };
         let mut progress = Progress::new(&self.session.printer, what, plan.bytes());
         let (sender, pieces) = mpsc::channel(IN_FLIGHT);
@@ -327,7 +372,6 @@ impl Import<'_> {
         let piece = Handling { client: &self.session.client, name: &self.arguments.name, unit: self.volume.block_size, way, dirty };
         let read = stream::unfold(pieces, |mut pieces| async { pieces.recv().await.map(|piece| (piece, pieces)) });
         let mut handled = std::pin::pin!(read.map(|read| piece.handle(read)).buffered(IN_FLIGHT));
-        let mut end = std::pin::pin!(interrupted());
         loop {
             tokio::select! {
                 next = handled.next() => match next {
@@ -338,11 +382,12 @@ impl Import<'_> {
                     }
                     None => break,
                 },
-                () = &mut end => return Err(TransferError::Interrupted),
+                _ = ends.next() => return Err(TransferError::Interrupted),
             }
         }
         // All pieces came: the thread has ended, or is about to.
-        reader.join().map_err(|_| self.lost())
+        reader.join().map_err(|_| self.lost())?;
+        Ok(self.image.unchanged()?)
     }
 }
 
@@ -416,7 +461,11 @@ impl Source {
 
     fn read(&mut self, image: &Image, offset: u64, into: &mut [u8]) -> Result<(), ImageError> {
         match self {
-            Self::Raw(file) => read_raw(file, offset, into).map_err(|cause| unreadable(image, cause)),
+            Self::Raw(file) => read_raw(file, image.disk_bytes, offset, into).map_err(|cause| match cause.kind() {
+                // It was cut off since it was looked at.
+                std::io::ErrorKind::UnexpectedEof => ImageError::Changed { file: image.file.clone() },
+                _ => unreadable(image, cause),
+            }),
             Self::Served(served) => served.read(offset, into),
         }
     }

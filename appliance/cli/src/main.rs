@@ -5,6 +5,7 @@
 
 mod args;
 mod audit;
+mod bundle_names;
 mod client;
 mod cloud_hypervisor;
 mod complete;
@@ -13,6 +14,7 @@ mod confirm;
 mod cut;
 mod deleted;
 mod endpoint;
+mod ends;
 mod export;
 mod failure;
 mod follow;
@@ -31,6 +33,7 @@ mod missing;
 mod mistake;
 mod moment;
 mod nbd;
+mod part;
 mod printer;
 mod qemu;
 mod qemu_nbd;
@@ -71,6 +74,7 @@ use clap_complete::CompleteEnv;
 use crate::args::{Arguments, Manner, Noun};
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::mistake::Mistake;
 use crate::printer::Printer;
 use crate::session::{Patience, Session};
 use crate::tone::{Painter, Tone};
@@ -119,7 +123,10 @@ impl Told {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<Told>> {
-    let Manner { output, no_headers, quiet, color, no_wait, timeout, .. } = &arguments.manner;
+    let Manner { output, no_headers, quiet, color, wait, no_wait, timeout } = &arguments.manner;
+    if *wait && *no_wait {
+        return Err(Failure::from(Mistake::WaitAndNoWait).into());
+    }
     let printer = Printer::new(*output, !no_headers, *quiet, *color);
     match &arguments.noun {
         // These need no daemon.
@@ -133,9 +140,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<Told>> {
     let endpoint = arguments.connection.endpoint().map_err(Failure::from)?;
     // About this machine, and needs no daemon either.
     if let Noun::SupportBundle(wanted) = &arguments.noun {
-        return Ok(support_bundle::run(wanted, &arguments.connection, &endpoint).map_err(Failure::from)?);
+        return Ok(support_bundle::run(wanted, &arguments.connection, &endpoint, &printer)?);
     }
-    let session = Session { client: Client::new(endpoint, limit), printer, patience: Patience { wait: !no_wait, limit } };
+    let daemon = arguments.connection.words();
+    let session = Session { client: Client::new(endpoint, limit), printer, daemon, patience: Patience { wait: !no_wait, limit } };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::from)?;
     runtime.block_on(async {
         match answer(&arguments.noun, &session).await {

@@ -12,12 +12,17 @@ use crate::suggestion::nearest;
 pub(crate) async fn suggestion(client: &Client, failure: &Failure) -> Option<String> {
     let (problem, path) = failure.refusal()?;
     // Numbers of jobs are near each other and mean nothing.
-    if problem.kind != ProblemKind::NotFound || path.starts_with(paths::JOBS) {
+    if path.starts_with(paths::JOBS) {
         return None;
     }
-    let (list, missing) = match missing_in_path(client, path).await {
-        Some(found) => found,
-        None => missing_in_words(&problem.detail, path)?,
+    let (list, missing) = match problem.kind {
+        ProblemKind::NotFound => match missing_in_path(client, path).await {
+            Some(found) => found,
+            None => missing_in_words(&problem.detail)?,
+        },
+        // What a request's body names need not be what its path is about: a VM's volumes.
+        ProblemKind::InvalidRequest => missing_in_words(&problem.detail)?,
+        _ => return None,
     };
     let names = names(client, &list).await?;
     let near = nearest(&missing, names.iter().map(String::as_str).filter(|name| *name != missing))?;
@@ -39,17 +44,19 @@ async fn missing_in_path(client: &Client, path: &str) -> Option<(String, String)
     None
 }
 
-/// `no snapshot 'dialy-1'` when it was named in the request's body.
-fn missing_in_words(detail: &str, path: &str) -> Option<(String, String)> {
-    let (noun, rest) = detail.strip_prefix("no ")?.split_once(" '")?;
-    let (name, _) = rest.split_once('\'')?;
-    let list = match noun {
-        "volume" => paths::VOLUMES.to_owned(),
-        "vm" | "VM" => paths::VMS.to_owned(),
-        "snapshot" => format!("{}/snapshots", path.rsplit_once('/')?.0),
-        _ => return None,
+/// `volume 'web' has no snapshot 'dialy-1'` or `no volume 'wbe'`, when it was named in the request's body: as the daemon says it.
+fn missing_in_words(detail: &str) -> Option<(String, String)> {
+    let within = |list: &str, rest: &str| {
+        let (of, rest) = rest.split_once("' has no snapshot '")?;
+        Some((format!("{list}/{of}/snapshots"), rest.split_once('\'')?.0.to_owned()))
     };
-    Some((list, name.to_owned()))
+    let alone = |list: &str, rest: &str| Some((list.to_owned(), rest.split_once('\'')?.0.to_owned()));
+    let begins = |words| detail.strip_prefix(words);
+    begins("volume '")
+        .and_then(|rest| within(paths::VOLUMES, rest))
+        .or_else(|| within(paths::VMS, begins("VM '")?))
+        .or_else(|| alone(paths::VOLUMES, begins("no volume '")?))
+        .or_else(|| alone(paths::VMS, begins("no VM '")?))
 }
 
 /// Names of what is in the list at `path`.
@@ -65,9 +72,13 @@ mod tests {
 
     #[test]
     fn names_in_a_requests_body_are_looked_for_in_their_list() {
-        let found = missing_in_words("no snapshot 'dialy-1'", "/api/v1/volumes/web/rollback");
-        assert_eq!(found, Some(("/api/v1/volumes/web/snapshots".to_owned(), "dialy-1".to_owned())));
-        assert_eq!(missing_in_words("no volume 'wbe'", "/api/v1/vms").map(|(list, _)| list).as_deref(), Some("/api/v1/volumes"));
-        assert_eq!(missing_in_words("there is nothing at this path", "/x"), None);
+        let found = |detail: &str| missing_in_words(detail);
+        let is = |list: &str, name: &str| Some((list.to_owned(), name.to_owned()));
+        assert_eq!(found("volume 'web' has no snapshot 'dialy-1'"), is("/api/v1/volumes/web/snapshots", "dialy-1"));
+        assert_eq!(found("VM 'shop' has no snapshot 'x'"), is("/api/v1/vms/shop/snapshots", "x"));
+        assert_eq!(found("no volume 'wbe'"), is("/api/v1/volumes", "wbe"));
+        assert_eq!(found("no VM 'shpo'"), is("/api/v1/vms", "shpo"));
+        assert_eq!(found("volume 'web' is read-only"), None);
+        assert_eq!(found("there is nothing at this path"), None);
     }
 }

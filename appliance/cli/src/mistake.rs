@@ -15,6 +15,12 @@ pub(crate) enum Mistake {
     /// Going back needs a place to go to.
     #[error("say what to go back to: a snapshot or a moment")]
     NoWayBack,
+    /// Which daemon is said in two ways; clap sees that only within one command.
+    #[error("--state-dir, --socket and --server exclude each other")]
+    TwoDaemons,
+    /// Waiting and not.
+    #[error("--wait and --no-wait exclude each other")]
+    WaitAndNoWait,
     /// A snapshot and a moment.
     #[error("a snapshot and --at exclude each other")]
     SnapshotAndMoment,
@@ -82,7 +88,8 @@ impl Mistake {
             Self::NoSnapshot { of } => format!("write {of}@NAME"),
             Self::TwoSnapshots => "write VOLUME@SNAPSHOT, or both as two words".to_owned(),
             Self::NoWayBack => "add --snapshot NAME, or --at \"2026-11-22 10:15:30\"".to_owned(),
-            Self::SnapshotAndMoment => "leave one of them out".to_owned(),
+            Self::TwoDaemons => "say once which daemon is meant".to_owned(),
+            Self::WaitAndNoWait | Self::SnapshotAndMoment => "leave one of them out".to_owned(),
             Self::NoChange => "--help lists what can be changed".to_owned(),
             Self::OneName { .. } => "for example --name 'desk-{n}'".to_owned(),
             Self::NoTargets => "add --volume, --vm, --volume-label or --vm-label".to_owned(),

@@ -1,7 +1,7 @@
 //! Moments as people type them, for `--at`: local time, or RFC 3339.
 
 use chrono::offset::LocalResult;
-use chrono::{DateTime, Local, NaiveDate, NaiveDateTime, SecondsFormat, TimeZone, Utc};
+use chrono::{DateTime, Local, NaiveDate, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
 
 /// Text that says no moment.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +48,17 @@ impl Moment {
             LocalResult::None => Err(MomentError::Never(quoted())),
         }
     }
+}
+
+/// So many seconds ago, in UTC.
+pub(crate) fn ago(seconds: u64) -> DateTime<Utc> {
+    let span = i64::try_from(seconds).ok().and_then(TimeDelta::try_seconds);
+    span.and_then(|span| Utc::now().checked_sub_signed(span)).unwrap_or(DateTime::<Utc>::MIN_UTC)
+}
+
+/// Whether `one` is before `rfc3339`; not, when that is no time.
+pub(crate) fn is_before(one: &DateTime<Utc>, rfc3339: &str) -> bool {
+    DateTime::parse_from_rfc3339(rfc3339).is_ok_and(|other| *one <= other)
 }
 
 /// The same moment on this machine's clock, for people.

@@ -37,6 +37,9 @@ const MIN_LITERAL: usize = 8;
 /// From this length on, a word with digits and letters is taken for a secret. Target identities have 32 digits.
 const LONG_WORD: usize = 40;
 
+/// Shorter names are not looked for within words.
+const MIN_PART: usize = 3;
+
 /// Words before a secret in running text.
 const SCHEMES: [&str; 2] = ["bearer ", "basic "];
 
@@ -178,8 +181,8 @@ impl Redaction {
             rest = rest.get(start..).unwrap_or_default();
             let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
             let (word, behind) = rest.split_at(end);
-            if let Some(hidden) = self.names.get(word) {
-                out.push_str(hidden);
+            if let Some(hidden) = self.hidden(word) {
+                out.push_str(&hidden);
             } else if is_random(word) {
                 self.removed += 1;
                 out.push_str(REMOVED);
@@ -190,6 +193,27 @@ impl Redaction {
         }
         out.push_str(rest);
         out
+    }
+}
+
+impl Redaction {
+    /// A word that is a hidden name, or several joined with `-`, as names are that were made of others: `web-20260105-0200`.
+    fn hidden(&self, word: &str) -> Option<String> {
+        if let Some(hidden) = self.names.get(word) {
+            return Some(hidden.clone());
+        }
+        // The longest name that it begins with; else it may be behind.
+        let begins = word.rmatch_indices('-').filter(|(at, _)| *at >= MIN_PART).find_map(|(at, _)| {
+            let hidden = self.names.get(word.get(..at)?)?;
+            Some((hidden.as_str(), word.get(at + 1..)?))
+        });
+        match begins {
+            Some((hidden, rest)) => Some(format!("{hidden}-{}", self.hidden(rest).as_deref().unwrap_or(rest))),
+            None => {
+                let (first, rest) = word.split_once('-')?;
+                Some(format!("{first}-{}", self.hidden(rest).filter(|_| rest.len() >= MIN_PART)?))
+            }
+        }
     }
 }
 
@@ -290,13 +314,17 @@ mod tests {
     }
 
     #[test]
-    fn hidden_names_are_the_same_everywhere_and_only_as_whole_words() {
+    fn hidden_names_are_the_same_everywhere_and_within_names_that_were_made_of_them() {
         let mut redaction = Redaction::default();
         redaction.hide("web", b"salt");
-        let text = redaction.text("volume=web socket=/run/vhost/web.sock webserver web-2");
+        let text =
+            redaction.text("volume=web socket=/run/vhost/web.sock webserver web-20260105-0200 before-web web-export-1a on-web-web");
         let (first, _) = text.trim_start_matches("volume=").split_once(' ').expect("a word");
         assert!(first.starts_with("name-") && first.len() == 15, "{text}");
-        assert_eq!(text, format!("volume={first} socket=/run/vhost/{first}.sock webserver web-2"));
+        let made = format!("{first}-20260105-0200 before-{first} {first}-export-1a on-{first}-{first}");
+        assert_eq!(text, format!("volume={first} socket=/run/vhost/{first}.sock webserver {made}"));
+        redaction.hide("web-shop", b"salt");
+        assert!(!redaction.text("web-shop-1").contains("shop"), "the longest name counts");
         let mut labels = json!({"web": "web"});
         redaction.value(&mut labels);
         assert_eq!(labels, json!({first: first}));

@@ -61,7 +61,7 @@ Examples:
         /// How often: hourly, daily, weekly, or as 15m.
         #[arg(long, value_name = "hourly|daily|weekly|TIME", value_parser = Often::from_str)]
         every: Often,
-        /// When, in UTC: 02:30, or 'mon 02:30' for weekly ones.
+        /// When, in UTC: 02:30 for daily ones, 'mon 02:30' for weekly ones, 00:15 for hourly ones: the minute.
         #[arg(long, value_name = "TIME", value_parser = at)]
         at: Option<String>,
         #[command(flatten)]
@@ -73,10 +73,11 @@ Examples:
     /// Changes a schedule, starts or stops it.
     #[command(
         long_about = "Changes a schedule. What is not named stays as it is; volumes, VMs and labels that are named take the place of all that \
-it had.",
+it had. A weekly schedule keeps its day unless --at names one.",
         after_long_help = "\
 Examples:
   lamina schedule set nightly --at 03:00
+  lamina schedule set weekly --at 'sat 03:00'
   lamina schedule set nightly --keep-daily 14
   lamina schedule set nightly --disable"
     )]
@@ -89,7 +90,7 @@ Examples:
         /// How often: hourly, daily, weekly, or as 15m.
         #[arg(long, value_name = "hourly|daily|weekly|TIME", value_parser = Often::from_str)]
         every: Option<Often>,
-        /// When, in UTC: 02:30, or 'mon 02:30' for weekly ones.
+        /// When, in UTC: 02:30 for daily ones, 'mon 02:30' for weekly ones, 00:15 for hourly ones: the minute.
         #[arg(long, value_name = "TIME", value_parser = at)]
         at: Option<String>,
         #[command(flatten)]
@@ -287,11 +288,11 @@ impl Row for Schedule {
     const COLUMNS: &'static [Column] = &[
         Column::new("NAME"),
         Column::new("EVERY"),
-        Column::new("AT"),
+        Column::new("AT (UTC)"),
         Column::new("OF"),
         Column::new("KEEPS"),
-        Column::new("NEXT"),
-        Column::new("LAST").wide(),
+        Column::new("NEXT (LOCAL)"),
+        Column::new("LAST (LOCAL)").wide(),
         Column::new("PROBLEM"),
     ];
 
@@ -325,8 +326,8 @@ fn properties(schedule: &Schedule) -> Vec<Property> {
         ("at (UTC)", or_dash(schedule.at.as_deref())),
         ("keeps", keep(&schedule.keep).into()),
         ("enabled", if schedule.enabled { "yes" } else { "no" }.into()),
-        ("last run", or_dash(schedule.last_run.as_deref().map(local).as_deref())),
-        ("next run", or_dash(schedule.next_run.as_deref().map(local).as_deref())),
+        ("last run (local)", or_dash(schedule.last_run.as_deref().map(local).as_deref())),
+        ("next run (local)", or_dash(schedule.next_run.as_deref().map(local).as_deref())),
         ("problem", or_dash(schedule.last_error.as_deref())),
     ]
 }

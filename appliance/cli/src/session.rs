@@ -12,6 +12,8 @@ pub(crate) struct Session {
     pub(crate) client: Client,
     /// Results and notices.
     pub(crate) printer: Printer,
+    /// The options that say which daemon, as they were typed, each with a space before it: for commands that are told to people.
+    pub(crate) daemon: String,
     /// What to do about jobs.
     pub(crate) patience: Patience,
 }

@@ -32,6 +32,14 @@ impl Script {
         self.command.push(format!("{option} {}", quoted(value)));
     }
 
+    /// An option with several values, which stands once: nothing without any.
+    pub(crate) fn option_of(&mut self, option: &str, values: &[String]) {
+        if !values.is_empty() {
+            let values: Vec<_> = values.iter().map(|value| quoted(value)).collect();
+            self.command.push(format!("{option} {}", values.join(" \\\n        ")));
+        }
+    }
+
     /// An option whose value is a shell word already.
     pub(crate) fn option_as_is(&mut self, option: &str, word: &str) {
         self.command.push(format!("{option} {word}"));

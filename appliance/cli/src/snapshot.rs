@@ -3,9 +3,11 @@
 use clap::{Args, Subcommand};
 use lamina_api::name::Name;
 use lamina_api::paths;
+use lamina_api::problem::ProblemKind;
 use lamina_api::snapshot::{ChangeSnapshot, CreateSnapshot, Snapshot, SnapshotList, SnapshotState};
 use lamina_contract::VolumeName;
 
+use crate::client::CallError;
 use crate::complete;
 use crate::confirm;
 use crate::cut::{self, Cut};
@@ -131,11 +133,23 @@ pub(crate) async fn run(verb: &SnapshotVerb, session: &Session) -> Result<(), Fa
     match verb {
         SnapshotVerb::List { volume: Some(volume) } => printer.list(&of_volume(session, volume).await?),
         SnapshotVerb::List { volume: None } => {
-            let mut all = Vec::new();
-            for volume in &volume::list(session, "").await? {
-                all.extend(of_volume(session, &VolumeName::new(&volume.name)?).await?);
+            let volumes = volume::list(session, "").await?;
+            let (mut all, mut lacking) = (Vec::new(), 0);
+            for volume in &volumes {
+                match of_volume(session, &VolumeName::new(&volume.name)?).await {
+                    Ok(snapshots) => all.extend(snapshots),
+                    // It was deleted meanwhile.
+                    Err(error) if error.kind() == Some(ProblemKind::NotFound) => {}
+                    // One that is not open, say, does not hide the others.
+                    Err(CallError::Refused { problem, .. }) => {
+                        lacking += 1;
+                        printer.warn(&format!("snapshots of volume '{}': {}", volume.name, problem.detail));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
-            printer.list(&all)
+            printer.list(&all)?;
+            if lacking == 0 { Ok(()) } else { Err(Failure::Partial { lacking, of: volumes.len() }) }
         }
         SnapshotVerb::Show { one } => {
             let (volume, snapshot) = one.parts()?;
@@ -174,8 +188,8 @@ pub(crate) async fn run(verb: &SnapshotVerb, session: &Session) -> Result<(), Fa
     }
 }
 
-async fn of_volume(session: &Session, volume: &VolumeName) -> Result<Vec<Snapshot>, Failure> {
-    Ok(session.client.all::<SnapshotList>(&paths::of_volume(volume, "snapshots")).await?)
+async fn of_volume(session: &Session, volume: &VolumeName) -> Result<Vec<Snapshot>, CallError> {
+    session.client.all::<SnapshotList>(&paths::of_volume(volume, "snapshots")).await
 }
 
 fn whole(snapshot: &Snapshot) -> String {

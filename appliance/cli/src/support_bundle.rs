@@ -19,8 +19,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::bundle_names::Names;
 use crate::endpoint::{Connection, Endpoint};
+use crate::failure::Failure;
 use crate::local_call;
+use crate::printer::Printer;
 use crate::redaction::{Redaction, is_secret};
 
 /// Of each file that is read whole.
@@ -42,6 +45,19 @@ const CALLS: [(&str, &str); 9] = [
     ("/api/v1/audit?limit=1000", "audit.json"),
     ("/metrics", "metrics.txt"),
 ];
+
+/// Kinds of names: the answer that lists all, and the documents that do.
+const KINDS: [(&str, &str, Option<&str>); 4] = [
+    ("volumes", "volumes.json", None),
+    ("VMs", "vms.json", Some("vm")),
+    ("schedules", "schedules.json", Some("schedule")),
+    ("tokens", TOKENS, Some("token")),
+];
+
+/// An answer that is no file: nobody needs it but for its names.
+const TOKENS: &str = "tokens";
+/// The same.
+const SNAPSHOTS: &str = "snapshots";
 
 /// Facts of the machine, where Linux has them.
 const FACTS: [(&str, &str); 14] = [
@@ -80,7 +96,7 @@ pub(crate) struct SupportBundle {
     /// Where to write it [default: lamina-support-TIME.tar.gz here]. An existing file is not touched.
     #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     file: Option<PathBuf>,
-    /// Replace names of volumes, VMs, snapshots, schedules and of this machine by others that do not tell them.
+    /// Replace names of volumes, VMs, snapshots, schedules, tokens and of this machine by others that do not tell them.
     #[arg(long)]
     anonymous: bool,
     /// The daemon's configuration file [default: /etc/lamina/lamina.yaml, unless --state-dir is given].
@@ -125,6 +141,36 @@ pub(crate) enum BundleError {
     Packed(Box<str>),
 }
 
+impl BundleError {
+    /// As in [`crate::failure`].
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Elsewhere => 2,
+            Self::Write { cause, .. } if cause.kind() == io::ErrorKind::AlreadyExists => 5,
+            _ => 1,
+        }
+    }
+
+    /// What to do about it.
+    pub(crate) fn advice(&self) -> Option<String> {
+        match self {
+            Self::Elsewhere => Some("log in there and ask again without --server and LAMINA_SERVER".to_owned()),
+            Self::Write { cause, .. } if cause.kind() == io::ErrorKind::AlreadyExists => Some("choose another name".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// What is answered.
+#[derive(Debug, Serialize)]
+struct Bundled<'a> {
+    file: &'a Path,
+    files: usize,
+    removed: u64,
+    anonymous: bool,
+    missing: &'a [Missing],
+}
+
 /// A file of the bundle.
 #[derive(Debug, Serialize)]
 struct Entry {
@@ -149,8 +195,13 @@ struct Bundle {
 }
 
 /// Makes a bundle and says where it is, and what is missing.
-pub(crate) fn run(arguments: &SupportBundle, connection: &Connection, endpoint: &Endpoint) -> Result<(), BundleError> {
-    let Endpoint::Local(socket) = endpoint else { return Err(BundleError::Elsewhere) };
+pub(crate) fn run(
+    arguments: &SupportBundle,
+    connection: &Connection,
+    endpoint: &Endpoint,
+    printer: &Printer,
+) -> Result<(), Failure> {
+    let Endpoint::Local(socket) = endpoint else { return Err(BundleError::Elsewhere.into()) };
     let place = &Place { socket: socket.clone(), state: connection.state_dir.clone() };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let created = rfc3339(Timestamp(now.as_millis() as u64));
@@ -166,16 +217,21 @@ pub(crate) fn run(arguments: &SupportBundle, connection: &Connection, endpoint: 
         Ok(bundle)
     });
     let bundle = made.inspect_err(|_| drop(fs::remove_file(&file)))?;
-    let said = || -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        for missing in &bundle.missing {
-            writeln!(out, "missing: {}: {}", missing.what, missing.why)?;
-        }
-        let (files, removed) = (bundle.entries.len(), bundle.redaction.removed());
-        writeln!(out, "{}: {files} files; {removed} secrets or what looked like them taken out", file.display())?;
-        writeln!(out, "look into it before you give it away: tar -xzf {}", crate::shell::quoted(&file.display().to_string()))
-    };
-    said().map_err(write_error(Path::new("standard output")))
+    for missing in &bundle.missing {
+        printer.notice(&format!("missing: {}: {}", missing.what, missing.why));
+    }
+    let (files, removed) = (bundle.entries.len(), bundle.redaction.removed());
+    let answer = Bundled { file: &file, files, removed, anonymous: arguments.anonymous, missing: &bundle.missing };
+    printer.one(&answer, &file.to_string_lossy(), |answer| {
+        vec![
+            ("file", answer.file.display().to_string().into()),
+            ("files in it", answer.files.to_string().into()),
+            ("taken out", format!("{} secrets or what looked like them", answer.removed).into()),
+        ]
+    })?;
+    printer
+        .notice(&format!("look into it before you give it away: tar -xzf {}", crate::shell::quoted(&file.display().to_string())));
+    Ok(())
 }
 
 fn assemble(arguments: &SupportBundle, place: &Place, directory: &Path, created: &str) -> Result<Bundle, BundleError> {
@@ -195,10 +251,17 @@ fn assemble(arguments: &SupportBundle, place: &Place, directory: &Path, created:
     }
     know_environments(&mut bundle.redaction, process);
     let registry = read_json(&state.join("meta/registry/registry.json"));
-    let mut names_known = true;
+    let log = log_text(arguments, place);
+    let audit = audit_text(&state);
+    let mut unknown = Vec::new();
     if arguments.anonymous {
-        names_known = hide_names(&mut bundle.redaction, &answers, registry.as_ref().ok());
+        let asked = ask_names(&place.socket, &answers);
+        let mut names = Names::default();
+        [log.as_deref(), audit.as_deref()].into_iter().filter_map(Result::ok).for_each(|text| names.of_text(text));
+        unknown = find_names(&mut names, &answers, &asked, registry.as_ref().ok(), &state);
+        hide_names(&mut bundle.redaction, &names).unwrap_or_else(|_| unknown.push("chance"));
     }
+    let names_known = unknown.is_empty();
 
     for (name, answer) in answers.into_iter().filter(|_| names_known) {
         bundle.document(&name, answer)?;
@@ -221,10 +284,11 @@ fn assemble(arguments: &SupportBundle, place: &Place, directory: &Path, created:
     bundle.write("system/space", &spaces(&state))?;
     if names_known {
         bundle.write("state-files.txt", &listing(&state))?;
-        bundle.logs(arguments, place)?;
-        bundle.audit(&state)?;
+        bundle.log(arguments, log)?;
+        bundle.audit(audit)?;
     } else {
-        bundle.missing("what may hold names", &"neither the daemon nor the registry lists them, so they could not be replaced");
+        let why = format!("nothing lists all {}, so their names could not be replaced", unknown.join(" and "));
+        bundle.missing("what may hold names: the daemon's answers, the log, the audit log, the list of files", &why);
     }
     bundle.manifest(arguments, created)?;
     Ok(bundle)
@@ -313,13 +377,7 @@ impl Bundle {
         Ok(())
     }
 
-    fn logs(&mut self, arguments: &SupportBundle, place: &Place) -> Result<(), BundleError> {
-        let text = match &arguments.log {
-            Some(path) => read_end(path),
-            // The unit's log may be that of another daemon.
-            None if place.state.is_some() => Err(io::Error::other("the daemon has its own --state-dir, and its log is not known")),
-            None => unit_log(arguments.log_lines),
-        };
+    fn log(&mut self, arguments: &SupportBundle, text: io::Result<String>) -> Result<(), BundleError> {
         match text {
             Ok(text) => {
                 let lines: Vec<&str> = text.lines().collect();
@@ -335,11 +393,11 @@ impl Bundle {
     }
 
     /// From its file, when the daemon could not be asked.
-    fn audit(&mut self, state: &Path) -> Result<(), BundleError> {
+    fn audit(&mut self, text: io::Result<String>) -> Result<(), BundleError> {
         if self.entries.iter().any(|entry| entry.file == "audit.json") {
             return Ok(());
         }
-        match read_end(&state.join("audit/audit.log")) {
+        match text {
             Ok(text) => self.write("audit.log", &text),
             Err(error) => {
                 self.missing("the audit log", &error);
@@ -441,6 +499,19 @@ fn arguments_in(text: &str) -> String {
     lines
 }
 
+fn log_text(arguments: &SupportBundle, place: &Place) -> io::Result<String> {
+    match &arguments.log {
+        Some(path) => read_end(path),
+        // The unit's log may be that of another daemon.
+        None if place.state.is_some() => Err(io::Error::other("the daemon has its own --state-dir, and its log is not known")),
+        None => unit_log(arguments.log_lines),
+    }
+}
+
+fn audit_text(state: &Path) -> io::Result<String> {
+    read_end(&state.join("audit/audit.log"))
+}
+
 fn unit_log(lines: usize) -> io::Result<String> {
     let mut command = Command::new("journalctl");
     command.args(["--unit", "laminad", "--no-pager", "--output", "short-iso", "--lines"]).arg(lines.to_string());
@@ -492,53 +563,66 @@ fn know_environments(redaction: &mut Redaction, process: Option<u32>) {
     }
 }
 
-/// Names that guests' owners gave. Whether they are known at all.
-fn hide_names(redaction: &mut Redaction, answers: &[(String, Answer)], registry: Option<&Value>) -> bool {
-    // So that nobody can try likely names.
-    let mut salt = [0; 32];
-    let random = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut salt));
-    if random.is_err() {
-        return false;
+/// Lists that are asked for their names only: tokens, and each volume's and VM's snapshots.
+fn ask_names(socket: &Path, answers: &[(String, Answer)]) -> Vec<(&'static str, Answer)> {
+    let ask = |path: &str| serde_json::from_slice(&local_call::get(socket, path).ok()?).ok().map(Answer::Json);
+    let mut asked: Vec<_> = ask("/api/v1/tokens?limit=1000").map(|answer| (TOKENS, answer)).into_iter().collect();
+    for (file, list) in [("volumes.json", "volumes"), ("vms.json", "vms")] {
+        let Some(Answer::Json(answer)) = answers.iter().find(|(name, _)| name == file).map(|(_, answer)| answer) else { continue };
+        let of = answer.get(list).and_then(Value::as_array).into_iter().flatten().filter_map(|one| one.get("name")?.as_str());
+        let snapshots = of.filter_map(|of| ask(&format!("/api/v1/{list}/{of}/snapshots?limit=1000")));
+        asked.extend(snapshots.map(|answer| (SNAPSHOTS, answer)));
     }
-    let mut names = Vec::new();
-    for (name, answer) in answers {
-        if let Answer::Json(value) = answer
-            && ["volumes.json", "vms.json", "schedules.json", "jobs.json"].contains(&name.as_str())
-        {
-            names_in(value, &mut names);
-        }
-    }
-    let known = registry.is_some() || answers.iter().any(|(name, _)| name == "volumes.json");
-    registry.into_iter().for_each(|registry| names_in(registry, &mut names));
-    names.extend(read_bounded(Path::new("/proc/sys/kernel/hostname")).ok().map(|host| host.trim().to_owned()));
-    for name in names {
-        // Words are what can be looked for: a host's name has dots.
-        name.split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
-            .filter(|word| !word.is_empty())
-            .for_each(|word| redaction.hide(word, &salt));
-    }
-    known
+    asked
 }
 
-fn names_in(value: &Value, names: &mut Vec<String>) {
-    match value {
-        Value::Array(all) => all.iter().for_each(|inner| names_in(inner, names)),
-        Value::Object(fields) => {
-            for (key, inner) in fields {
-                match inner {
-                    Value::String(name) if ["name", "volume", "subject", "snapshot"].contains(&key.as_str()) => {
-                        names.push(name.clone())
-                    }
-                    Value::Object(labels) if key == "labels" => {
-                        let pairs = labels.iter().flat_map(|(label, value)| [Some(label.as_str()), value.as_str()]);
-                        names.extend(pairs.flatten().map(str::to_owned));
-                    }
-                    inner => names_in(inner, names),
+/// Finds names wherever they stand. The kinds of which no list is whole.
+fn find_names(
+    names: &mut Names,
+    answers: &[(String, Answer)],
+    asked: &[(&str, Answer)],
+    registry: Option<&Value>,
+    state: &Path,
+) -> Vec<&'static str> {
+    let mut whole: Vec<&str> = Vec::new();
+    for (name, answer) in
+        answers.iter().map(|(name, answer)| (name.as_str(), answer)).chain(asked.iter().map(|(name, one)| (*name, one)))
+    {
+        match answer {
+            Answer::Json(value) => {
+                // Those of drives and releases are nobody's secret.
+                if !["version.json", "status.json", "targets.json"].contains(&name) {
+                    names.of_document(value);
+                    names.of_text(&value.to_string());
+                }
+                if value.get("next").is_none_or(Value::is_null) {
+                    whole.push(name);
                 }
             }
+            Answer::Text(text) => names.of_text(text),
         }
-        _ => {}
     }
+    registry.into_iter().for_each(|registry| names.of_document(registry));
+    if let Ok(host) = read_bounded(Path::new("/proc/sys/kernel/hostname")) {
+        names.add(host.trim());
+    }
+    let documents = state.join("meta/documents");
+    let mut unknown = Vec::new();
+    for (what, answer, kind) in KINDS {
+        let listed = kind.map_or(registry.is_some(), |kind| names.of_directory(&documents.join(kind)));
+        if !listed && !whole.contains(&answer) {
+            unknown.push(what);
+        }
+    }
+    unknown
+}
+
+/// With a salt, so that nobody can try likely names.
+fn hide_names(redaction: &mut Redaction, names: &Names) -> io::Result<()> {
+    let mut salt = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut salt)?;
+    names.iter().for_each(|name| redaction.hide(name, &salt));
+    Ok(())
 }
 
 /// Free space where the state is; `df` knows more than `/proc`.
@@ -576,7 +660,7 @@ fn listing(state: &Path) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::{Answer, Redaction, arguments_in, hide_names, know_files};
+    use super::{Answer, Names, Redaction, arguments_in, find_names, know_files};
 
     #[test]
     fn an_argument_that_names_a_secret_takes_the_next_one_along() {
@@ -596,15 +680,38 @@ mod tests {
     }
 
     #[test]
-    fn names_of_volumes_their_labels_and_jobs_are_hidden() {
-        let volumes = json!({"volumes": [{"name": "payroll", "labels": {"customer": "acme"}}]});
-        let jobs = json!({"jobs": [{"subject": "ledger"}]});
-        let answers = [("volumes.json".to_owned(), Answer::Json(volumes)), ("jobs.json".to_owned(), Answer::Json(jobs))];
-        let mut redaction = Redaction::default();
-        assert!(hide_names(&mut redaction, &answers, None));
-        let text = redaction.text("payroll customer acme ledger volume");
-        assert!(text.ends_with(" volume"), "{text}");
-        assert!(!["payroll", "customer", "acme", "ledger"].iter().any(|name| text.contains(name)), "{text}");
-        assert!(!hide_names(&mut redaction, &[], None), "without any list nothing is known");
+    fn a_kind_of_names_that_nothing_lists_is_known_to_be_unknown() {
+        let dir = tempfile::TempDir::new().expect("tempdir");
+        let find = |answers: &[(String, Answer)], asked: &[(&str, Answer)], registry: Option<&serde_json::Value>| {
+            let mut names = Names::default();
+            let unknown = find_names(&mut names, answers, asked, registry, dir.path());
+            (names.iter().map(str::to_owned).collect::<Vec<_>>(), unknown)
+        };
+        let answer = |file: &str, value| (file.to_owned(), Answer::Json(value));
+        assert_eq!(find(&[], &[], None).1, ["volumes", "VMs", "schedules", "tokens"]);
+        let volumes = |next| json!({"volumes": [{"name": "payroll", "labels": {"customer": "acme"}}], "next": next});
+        let answers = [
+            answer("volumes.json", volumes(None::<&str>)),
+            answer("vms.json", json!({"vms": []})),
+            answer("schedules.json", json!({"schedules": [{"name": "nightly"}]})),
+        ];
+        let asked = [
+            ("tokens", Answer::Json(json!({"tokens": [{"name": "grafana"}]}))),
+            ("snapshots", Answer::Json(json!({"snapshots": [{"name": "q4"}]}))),
+        ];
+        let (names, unknown) = find(&answers, &asked, None);
+        assert_eq!(unknown, [""; 0]);
+        for name in ["payroll", "customer", "acme", "nightly", "grafana", "q4"] {
+            assert!(names.contains(&name.to_owned()), "{name}: {names:?}");
+        }
+        // More than one answer holds.
+        assert_eq!(find(&[answer("volumes.json", volumes(Some("p")))], &[], None).1, ["volumes", "VMs", "schedules", "tokens"]);
+        // With the daemon down: the registry, and the documents of the other kinds.
+        for kind in ["vm", "schedule", "token"] {
+            std::fs::create_dir_all(dir.path().join("meta/documents").join(kind)).expect("mkdir");
+        }
+        std::fs::write(dir.path().join("meta/documents/vm/shop.json"), "{}").expect("written");
+        let (names, unknown) = find(&[], &[], Some(&json!({"volumes": [{"name": "payroll"}]})));
+        assert!(unknown.is_empty() && names.contains(&"shop".to_owned()) && names.contains(&"payroll".to_owned()), "{unknown:?}");
     }
 }

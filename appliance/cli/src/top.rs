@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use lamina_api::status::Space;
 
+use crate::ends::{End, Ends};
 use crate::failure::Failure;
 use crate::load::{Load, Look, Order, VolumeLoad};
 use crate::mistake::Mistake;
@@ -53,6 +54,8 @@ async fn live(interval: Duration, mut order: Order, session: &Session) -> Result
     // The first rates come soon.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut now = Look::take(&session.client).await?;
+    // Before the terminal is another: from here on nothing ends this without putting it back.
+    let mut ends = Ends::listen()?;
     let screen = Screen::open()?;
     let mut pressed = keys();
     let mut held = false;
@@ -67,12 +70,24 @@ async fn live(interval: Duration, mut order: Order, session: &Session) -> Result
                 Some(b' ') => held = !held,
                 Some(_) => {}
             },
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            end = ends.next() => return left(end),
             () = tokio::time::sleep(interval), if !held => {
-                let next = Look::take(&session.client).await?;
+                // A daemon that hangs must not hold people up.
+                let next = tokio::select! {
+                    next = Look::take(&session.client) => next?,
+                    end = ends.next() => return left(end),
+                };
                 before = std::mem::replace(&mut now, next);
             }
         }
+    }
+}
+
+/// Ctrl-C is how many leave such a view; to be ended from elsewhere is to be interrupted.
+fn left(end: End) -> Result<(), Failure> {
+    match end {
+        End::Interrupt => Ok(()),
+        End::Terminate => Err(Failure::Interrupted { job: None }),
     }
 }
 

@@ -96,15 +96,11 @@ impl TransferError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Small { .. } | Self::ReadOnly { .. } => 5,
+            Self::Image(error @ ImageError::Exists { .. }) => error.exit_code(),
             Self::Interrupted => 130,
             Self::Stopped { cause, .. } => cause.exit_code(),
             _ => 1,
         }
-    }
-
-    /// Whether nobody reads stdout any more.
-    pub(crate) fn is_closed_pipe(&self) -> bool {
-        matches!(self, Self::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
     /// What to do about it.
@@ -171,19 +167,5 @@ impl Drop for Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-    }
-}
-
-/// Ends when somebody wants the command to end.
-pub(crate) async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminated) = signal(SignalKind::terminate()) else {
-        // Without it there is still Ctrl-C.
-        let _ = tokio::signal::ctrl_c().await;
-        return;
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated.recv() => {}
     }
 }

@@ -181,6 +181,11 @@ pub(crate) fn render_file(from: &Path, hypervisor: Hypervisor, printer: &Printer
 fn print_rendered(description: Description, hypervisor: Hypervisor, printer: &Printer) -> Result<(), Failure> {
     let machine = Machine::try_from(description)?;
     let words = render::text(hypervisor, &machine)?;
+    if hypervisor == Hypervisor::Libvirt {
+        printer.notice(
+            "libvirt's QEMU must be let to the sockets: user = \"root\" in /etc/libvirt/qemu.conf, or an ACL (OPERATIONS, Libvirt)",
+        );
+    }
     if printer.output.is_table() { text(&words) } else { printer.data(&Rendered { name: &machine.name, text: words }) }
 }
 

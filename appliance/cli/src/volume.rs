@@ -18,8 +18,10 @@ use crate::import;
 use crate::job;
 use crate::labels;
 use crate::mistake::Mistake;
+use crate::moment::{self, local};
 use crate::printer::{size as size_text, text};
 use crate::session::Session;
+use crate::span::Span;
 use crate::volume_verbs::{Back, Clones, Hypervisor, NewSize, VolumeVerb};
 use crate::volume_view::{brief, full};
 
@@ -62,7 +64,10 @@ pub(crate) async fn run(verb: &VolumeVerb, session: &Session) -> Result<(), Fail
         }
         VolumeVerb::Detach { name } => show(client.tell(&paths::of_volume(name, "detach")).await?),
         VolumeVerb::Resize { name, size, shrink, yes } => show(resize(name, *size, *shrink, *yes, session).await?),
-        VolumeVerb::Set { name, settings, labels, unlabel } => {
+        VolumeVerb::Set { name, settings, labels, unlabel, yes } => {
+            if let Some(seconds) = settings.cdp().filter(|_| !yes) {
+                confirm_past(&client.volume(name).await?, seconds)?;
+            }
             let change = |volume: Volume| {
                 let labels = labels::changed(&volume.labels, labels, unlabel)?;
                 let change = ChangeVolume { labels, settings: settings.over(volume.settings), ..ChangeVolume::default() };
@@ -161,6 +166,21 @@ impl Clones {
             attach: self.detached.then_some(false),
         })
     }
+}
+
+/// Asks before moments that the volume can go back to are given up for a window of `seconds`.
+fn confirm_past(volume: &Volume, seconds: u64) -> Result<(), Failure> {
+    let Some(start) = volume.cdp_start.as_deref().filter(|_| seconds < volume.settings.cdp_seconds) else { return Ok(()) };
+    let begins = if seconds == 0 { None } else { Some(moment::ago(seconds)) };
+    if begins.as_ref().is_some_and(|begins| moment::is_before(begins, start)) {
+        return Ok(());
+    }
+    let since = local(start);
+    let loses = match begins {
+        None => format!("turning the CDP window off gives up all moments of volume '{}' since {since}", volume.name),
+        Some(_) => format!("a CDP window of {} gives up older moments of volume '{}', since {since}", Span(seconds), volume.name),
+    };
+    confirm::loss(&loses, &volume.name, false)
 }
 
 async fn rollback(cut: &Cut<VolumeName>, back: &Back, yes: bool, session: &Session) -> Result<(), Failure> {

@@ -162,7 +162,8 @@ Examples:
     /// Changes a volume's limits, CDP window, cache quota and labels.
     #[command(
         long_about = "Changes a volume's limits, CDP window, cache quota and labels. What is not named stays as it is; 'off' removes a limit, \
-window or quota.",
+window or quota. Without its window, or with a shorter one, a volume cannot go back any more to moments that it could go back to: that must \
+be confirmed.",
         after_long_help = "\
 Examples:
   lamina volume set web --iops 5000 --bandwidth 200MiB --burst 10s
@@ -182,6 +183,9 @@ Examples:
         /// A label to remove; may stand several times.
         #[arg(long = "unlabel", value_name = "KEY")]
         unlabel: Vec<String>,
+        /// Do not ask before the past is given up.
+        #[arg(long)]
+        yes: bool,
     },
     /// Takes a volume back to a snapshot or a moment. No guest may be using it.
     #[command(
@@ -283,6 +287,11 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// The CDP window that is wanted, if one was named; 0 for none.
+    pub(crate) fn cdp(self) -> Option<u64> {
+        self.cdp
+    }
+
     /// Those of a new volume.
     pub(crate) fn fresh(self) -> VolumeSettings {
         self.over(VolumeSettings::default())

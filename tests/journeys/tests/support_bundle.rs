@@ -158,14 +158,14 @@ fn a_bundle_lists_what_is_in_it_and_says_what_is_missing_when_the_daemon_is_down
     // Nothing is left beside it, and what is there is not replaced.
     let beside = std::fs::read_dir(bed.place.path()).expect("listed").flatten();
     assert!(!beside.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(".lamina-support")));
-    assert_eq!(bundle(&bed, &up, &[], &[]).status.code(), Some(1));
+    assert_eq!(bundle(&bed, &up, &[], &[]).status.code(), Some(5));
 
     bed.daemon.terminate(Duration::from_secs(60)).expect("ended");
     let down = bed.place.path().join("down.tar.gz");
     let output = bundle(&bed, &down, &[], &[]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let files = unpacked(&bed, &down);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     for name in ["status.json", "metrics.txt", "volumes.json"] {
         assert!(!files.contains_key(name) && said.contains(&format!("missing: {name}: no answer")), "{said}");
     }
@@ -180,7 +180,10 @@ fn an_anonymous_bundle_names_no_volume_with_or_without_the_daemon() {
     let mut bed = Bed::new().expect("a daemon");
     bed.volume("payroll-2026", ByteSize(16 << 20)).expect("a volume");
     let log = bed.place.path().join("laminad.log");
-    std::fs::write(&log, "INFO attached volume=payroll-2026 socket=/run/lamina/vhost/payroll-2026.sock\n").expect("written");
+    // A volume that is not there any more, its snapshot, and a name that was made of another.
+    let lines = "INFO attached volume=payroll-2026 socket=/run/lamina/vhost/payroll-2026.sock\n\
+        INFO deleted volume=ledger snapshot=before-audit\nINFO made ledger-export-1a2b3c4d of payroll-2026-20260105-0200\n";
+    std::fs::write(&log, lines).expect("written");
     let log = log.display().to_string();
     for running in [true, false] {
         if !running {
@@ -192,6 +195,8 @@ fn an_anonymous_bundle_names_no_volume_with_or_without_the_daemon() {
         let files = unpacked(&bed, &file);
         assert_eq!(holders(&files, "payroll"), [""; 0], "running: {running}");
         assert!(String::from_utf8_lossy(&files["laminad.log"]).contains("volume=name-"));
+        let log = String::from_utf8_lossy(&files["laminad.log"]).into_owned();
+        assert!(!log.contains("ledger") && !log.contains("before-audit"), "{log}");
         assert_eq!(manifest(&files)["anonymous"], true);
     }
     // Without any list of names, nothing that holds some is given away.

@@ -2,7 +2,8 @@
 //!
 //! Jobs end at once, unless their subject's name begins with `slow`: those run until they are cancelled or [`FakeAppliance::finish_jobs`]
 //! is called. A guest is connected to volumes whose name begins with `busy`; `panic` as a volume's name is a bug;
-//! making one whose name begins with `late` takes a second.
+//! making or deleting one whose name begins with `late` takes a second. Volumes whose name begins with `closed` are not
+//! open and cannot list their snapshots, and those that begin with `gone` are deleted when these are asked for.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -69,8 +70,16 @@ fn problem(kind: ProblemKind, detail: impl Into<String>) -> Problem {
     Problem::new(kind, detail)
 }
 
+/// In the daemon's words, as the next one: callers look for names in them.
 fn missing(what: &str, name: impl std::fmt::Display) -> Problem {
-    problem(ProblemKind::NotFound, format!("no {what} '{name}'")).advise(format!("lamina {what} list shows all"))
+    let list = what.to_lowercase();
+    problem(ProblemKind::NotFound, format!("no {what} '{name}'")).advise(format!("`lamina {list} list` shows all {what}s"))
+}
+
+fn no_snapshot(of: &str, owner: impl std::fmt::Display, name: impl std::fmt::Display) -> Problem {
+    let list = if of == "VM" { "vm snapshots" } else { "snapshot list" };
+    problem(ProblemKind::NotFound, format!("{of} '{owner}' has no snapshot '{name}'"))
+        .advise(format!("`lamina {list} {owner}` shows all of them"))
 }
 
 fn taken(what: &str, name: &str) -> Problem {
@@ -179,7 +188,7 @@ impl FakeAppliance {
     fn check_source(&self, volume: &str, snapshot: Option<&str>, at: Option<&str>) -> Result<(), Problem> {
         let known = |name: &str| self.state.lock().snapshots.contains_key(&(volume.to_owned(), name.to_owned()));
         if let Some(name) = snapshot.filter(|name| !known(name)) {
-            return Err(missing("snapshot", name));
+            return Err(no_snapshot("volume", volume, name));
         }
         match at.and_then(parse_rfc3339) {
             Some(at) if at > self.now() => Err(problem(ProblemKind::Conflict, "that moment is still to come")),
@@ -314,6 +323,9 @@ impl Volumes for FakeAppliance {
 
     fn delete_volume(&self, name: &VolumeName, snapshots: bool) -> Result<(), Problem> {
         let volume = self.idle(name)?;
+        if name.as_str().starts_with("late") {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
         if volume.clones > 0 {
             return Err(
                 problem(ProblemKind::Conflict, format!("{} clones need volume '{name}'", volume.clones)).advise("flatten them")
@@ -350,6 +362,12 @@ impl Volumes for FakeAppliance {
 impl Snapshots for FakeAppliance {
     fn snapshots(&self, volume: &VolumeName, page: &Page) -> Result<SnapshotList, Problem> {
         self.volume(volume)?;
+        if volume.as_str().starts_with("closed") {
+            return Err(problem(ProblemKind::Unavailable, format!("volume '{volume}' is not open")));
+        }
+        if volume.as_str().starts_with("gone") {
+            return Err(missing("volume", volume));
+        }
         let state = self.state.lock();
         let snapshots = state.snapshots.values().filter(|snapshot| snapshot.volume == volume.as_str()).cloned();
         let Paged { entries, next } = page.cut(snapshots, |snapshot| snapshot.name.clone());
@@ -357,9 +375,10 @@ impl Snapshots for FakeAppliance {
     }
 
     fn snapshot(&self, volume: &VolumeName, snapshot: &Name) -> Result<Snapshot, Problem> {
+        self.volume(volume)?;
         let key = (volume.to_string(), snapshot.to_string());
         let state = self.state.lock();
-        let mut found = state.snapshots.get(&key).cloned().ok_or_else(|| missing("snapshot", snapshot))?;
+        let mut found = state.snapshots.get(&key).cloned().ok_or_else(|| no_snapshot("volume", volume, snapshot))?;
         let of_this =
             |other: &&Volume| other.parent.as_ref().is_some_and(|parent| (&parent.volume, &parent.snapshot) == (&key.0, &key.1));
         found.clones = state.volumes.values().filter(of_this).count() as u32;
@@ -391,9 +410,10 @@ impl Snapshots for FakeAppliance {
     }
 
     fn change_snapshot(&self, volume: &VolumeName, snapshot: &Name, change: &ChangeSnapshot) -> Result<Snapshot, Problem> {
+        self.volume(volume)?;
         let mut state = self.state.lock();
         let found = state.snapshots.get_mut(&(volume.to_string(), snapshot.to_string()));
-        let found = found.ok_or_else(|| missing("snapshot", snapshot))?;
+        let found = found.ok_or_else(|| no_snapshot("volume", volume, snapshot))?;
         found.labels = change.labels.clone().unwrap_or_else(|| found.labels.clone());
         found.description = change.description.clone().unwrap_or_else(|| found.description.clone());
         found.pinned = change.pinned.unwrap_or(found.pinned);
@@ -438,14 +458,15 @@ impl Snapshots for FakeAppliance {
         let snapshot = match &request.snapshot {
             Some(snapshot) => snapshot.clone(),
             None => {
-                let name = format!("clone-{}", self.number());
+                let name = format!("{}-{}", if request.at.is_some() { "at" } else { "clone" }, self.number());
                 self.take_snapshot(volume, &CreateSnapshot { name: name.clone(), ..CreateSnapshot::default() })?.name
             }
         };
+        let size_bytes = self.snapshot(volume, &Name::new(&snapshot)?)?.size_bytes;
         for name in &request.names {
             self.create_volume(&CreateVolume {
                 name: name.clone(),
-                size_bytes: source.size_bytes,
+                size_bytes,
                 block_size: Some(source.block_size),
                 sco_size: Some(source.sco_size),
                 labels: request.labels.clone(),
@@ -533,7 +554,7 @@ impl Vms for FakeAppliance {
     }
 
     fn vm(&self, name: &Name) -> Result<Vm, Problem> {
-        self.state.lock().vms.get(name.as_str()).cloned().ok_or_else(|| missing("vm", name))
+        self.state.lock().vms.get(name.as_str()).cloned().ok_or_else(|| missing("VM", name))
     }
 
     fn create_vm(&self, request: &CreateVm) -> Result<Vm, Problem> {
@@ -542,7 +563,8 @@ impl Vms for FakeAppliance {
             return Err(taken("vm", &request.name));
         }
         if let Some(disk) = request.machine.disks.iter().find(|disk| !state.volumes.contains_key(&disk.volume)) {
-            return Err(missing("volume", &disk.volume));
+            let detail = missing("volume", &disk.volume).detail;
+            return Err(problem(ProblemKind::InvalidRequest, detail).advise("make the volume first"));
         }
         let vm = Vm {
             name: request.name.clone(),
@@ -558,7 +580,7 @@ impl Vms for FakeAppliance {
 
     fn change_vm(&self, name: &Name, change: &ChangeVm) -> Result<Vm, Problem> {
         let mut state = self.state.lock();
-        let vm = state.vms.get_mut(name.as_str()).ok_or_else(|| missing("vm", name))?;
+        let vm = state.vms.get_mut(name.as_str()).ok_or_else(|| missing("VM", name))?;
         vm.labels = change.labels.clone().unwrap_or_else(|| vm.labels.clone());
         vm.machine = change.machine.clone().unwrap_or_else(|| vm.machine.clone());
         if let Some(agent) = &change.guest_agent {
@@ -590,9 +612,10 @@ impl Vms for FakeAppliance {
     }
 
     fn vm_snapshot(&self, name: &Name, snapshot: &Name) -> Result<VmSnapshot, Problem> {
+        self.vm(name)?;
         let state = self.state.lock();
         let found = state.vm_snapshots.get(&(name.to_string(), snapshot.to_string()));
-        found.cloned().ok_or_else(|| missing("snapshot", snapshot))
+        found.cloned().ok_or_else(|| no_snapshot("VM", name, snapshot))
     }
 
     fn take_vm_snapshot(&self, name: &Name, request: &CreateVmSnapshot) -> Result<VmSnapshot, Problem> {
@@ -664,7 +687,7 @@ impl Vms for FakeAppliance {
 
     fn set_vm_template(&self, name: &Name, template: bool) -> Result<Vm, Problem> {
         let mut state = self.state.lock();
-        let vm = state.vms.get_mut(name.as_str()).ok_or_else(|| missing("vm", name))?;
+        let vm = state.vms.get_mut(name.as_str()).ok_or_else(|| missing("VM", name))?;
         vm.template = template;
         Ok(vm.clone())
     }

@@ -2,9 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lamina_api::appliance::{VolumeData, Volumes};
@@ -121,16 +121,16 @@ fn an_image_that_names_other_files_is_refused_unless_that_is_wanted() {
     let image = raw(dir);
     let overlay = dir.join("overlay.qcow2");
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", path(&image), "-F", "raw", path(&overlay)]);
-    let stderr = daemon.fails(1, &["import", path(&overlay), "web"]);
+    let stderr = daemon.fails(2, &["import", path(&overlay), "web"]);
     assert!(stderr.contains("has the backing file") && stderr.contains("--with-backing"), "{stderr}");
     let outside = dir.join("outside.qcow2");
     let option = format!("data_file={},data_file_raw=on", path(&dir.join("data.raw")));
     qemu_img(&["create", "-q", "-f", "qcow2", "-o", &option, path(&outside), "1M"]);
-    assert!(daemon.fails(1, &["import", path(&outside), "web"]).contains("has its data in"));
+    assert!(daemon.fails(2, &["import", path(&outside), "web"]).contains("has its data in"));
     // A guest that writes a header into its raw disk does not choose the format, nor the backing file.
     let disguised = dir.join("disguised.raw");
     fs::copy(&overlay, &disguised).expect("copied");
-    assert!(daemon.fails(1, &["import", path(&disguised), "web"]).contains("has the backing file"));
+    assert!(daemon.fails(2, &["import", path(&disguised), "web"]).contains("has the backing file"));
     daemon.ok(&["import", path(&disguised), "literally", "--format", "raw"]);
     assert!(!volumes(&daemon).contains(&"web".to_owned()), "a refused image left a volume");
     daemon.ok(&["import", path(&overlay), "web", "--with-backing", "--verify"]);
@@ -156,11 +156,124 @@ fn what_a_volume_holds_is_replaced_when_that_is_confirmed() {
     assert!(stderr.contains("has 1 MiB") && stderr.contains("advice: lamina volume resize small 64MiB"), "{stderr}");
     let back = daemon.dir.path().join("back.raw");
     File::create(&back).expect("create");
-    assert!(daemon.fails(1, &["export", "web", path(&back)]).contains("add --force"));
+    assert!(daemon.fails(5, &["export", "web", path(&back)]).contains("add --force"));
     daemon.ok(&["export", "web", path(&back), "--force"]);
-    assert!(daemon.fails(1, &["export", "web", "/nowhere/x.raw"]).contains("cannot write /nowhere/x.raw.part"));
-    assert!(daemon.fails(1, &["import", "/dev/null", "x"]).contains("is empty"));
+    assert!(daemon.fails(1, &["export", "web", "/nowhere/x.raw"]).contains("cannot write /nowhere/x.raw."));
+    assert!(daemon.fails(2, &["import", "/dev/null", "x"]).contains("is empty"));
+    assert!(daemon.fails(2, &["import", "/nowhere/x.raw", "x"]).contains("cannot read /nowhere/x.raw"));
     assert_eq!(volumes(&daemon), ["small", "web"]);
+}
+
+#[test]
+fn an_export_has_the_size_of_what_is_exported_whatever_size_the_volume_has_now() {
+    let daemon = daemon();
+    daemon.ok(&["volume", "create", "web", "--size", "4MiB"]);
+    let web = VolumeName::new("web").expect("a name");
+    daemon.fake.write_data(&web, 3 << 20, &[7; 4096]).expect("written");
+    daemon.ok(&["snapshot", "create", "web@large"]);
+    daemon.ok(&["volume", "resize", "web", "2MiB", "--shrink", "--yes"]);
+    daemon.ok(&["snapshot", "create", "web@small"]);
+    for (snapshot, size, bytes) in [("large", 4 << 20, Some(&[7; 4096][..])), ("small", 2 << 20, None)] {
+        let file = daemon.dir.path().join(format!("{snapshot}.raw"));
+        let done = daemon.json(&["export", &format!("web@{snapshot}"), path(&file)]);
+        assert_eq!(done["disk_bytes"].as_u64(), Some(size), "{snapshot}");
+        let read = fs::read(&file).expect("read");
+        assert_eq!(read.len() as u64, size, "{snapshot}");
+        assert_eq!(read.get(3 << 20..(3 << 20) + 4096), bytes, "{snapshot}");
+    }
+    daemon.ok(&["volume", "resize", "web", "8MiB"]);
+    let mut export = daemon.command(&["export", "web@small", "-", "--format", "raw"]);
+    assert_eq!(export.output().expect("runs").stdout.len(), 2 << 20);
+}
+
+#[test]
+fn exporting_a_moment_leaves_no_snapshot_but_those_that_were_there() {
+    let daemon = daemon();
+    daemon.ok(&["volume", "create", "web", "--size", "1MiB", "--cdp", "1h"]);
+    daemon.ok(&["snapshot", "create", "web@mine"]);
+    let file = daemon.dir.path().join("x.raw");
+    daemon.ok(&["export", "web", path(&file), "--at", "2026-01-01T00:00:00Z"]);
+    assert_eq!(daemon.ok(&["snapshot", "list", "web", "-q"]), "web@mine\n");
+    daemon.ok(&["export", "web@mine", path(&file), "--force"]);
+    assert_eq!(daemon.ok(&["snapshot", "list", "web", "-q"]), "web@mine\n");
+}
+
+#[test]
+fn only_regular_files_are_replaced_and_parts_of_others_are_not_touched() {
+    let daemon = daemon();
+    daemon.ok(&["volume", "create", "web", "--size", "1MiB"]);
+    let dir = daemon.dir.path();
+    let (link, pipe, secret) = (dir.join("link.raw"), dir.join("pipe.raw"), dir.join("secret"));
+    fs::write(&secret, "mine").expect("written");
+    symlink(&secret, &link).expect("a link");
+    symlink(&secret, dir.join("x.raw.part")).expect("a link");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    for (target, kind) in [(path(&link), "a symbolic link"), (path(&pipe), "a pipe"), ("/dev/null", "a character device")] {
+        let stderr = daemon.fails(2, &["export", "web", target, "--format", "raw", "--force"]);
+        assert!(stderr.contains(&format!("{target} is {kind}, not a regular file")) && stderr.contains("advice:"), "{stderr}");
+    }
+    daemon.ok(&["export", "web", path(&dir.join("x.raw"))]);
+    assert_eq!(fs::read(&secret).expect("read"), b"mine");
+    assert!(fs::symlink_metadata(dir.join("x.raw.part")).expect("still there").is_symlink());
+}
+
+#[test]
+fn an_image_that_nobody_takes_whole_is_a_failure() {
+    let daemon = daemon();
+    daemon.ok(&["volume", "create", "web", "--size", "8MiB"]);
+    let mut export = daemon.command(&["export", "web", "-", "--format", "raw"]);
+    let mut child = export.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("ended");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("stdout cannot be written: Broken pipe"), "{stderr}");
+    assert_eq!(volumes(&daemon), ["web"]);
+}
+
+#[test]
+fn packed_images_are_not_taken_for_raw_ones() {
+    let daemon = daemon();
+    let packed = daemon.dir.path().join("disk.raw.gz");
+    fs::write(&packed, [&[0x1f, 0x8b, 8][..], &[1; 4093]].concat()).expect("written");
+    let stderr = daemon.fails(2, &["import", path(&packed), "web"]);
+    assert!(stderr.contains("is compressed with gzip") && stderr.contains("advice: unpack it first: gzip -d"), "{stderr}");
+    daemon.ok(&["import", path(&packed), "web", "--format", "raw"]);
+    let vhd = daemon.dir.path().join("disk.vhd");
+    qemu_img(&["create", "-q", "-f", "vpc", "-o", "subformat=fixed", path(&vhd), "1M"]);
+    assert!(daemon.fails(2, &["import", path(&vhd), "vhd"]).contains("is a VHD image"));
+}
+
+#[test]
+fn going_on_replaces_a_volume_without_a_question_only_when_the_image_was_being_imported_into_it() {
+    let daemon = daemon();
+    let image = raw(daemon.dir.path());
+    daemon.ok(&["volume", "create", "db", "--size", "64MiB"]);
+    let db = VolumeName::new("db").expect("a name");
+    daemon.fake.write_data(&db, 5 << 20, &[9; 4096]).expect("written");
+    let stderr = daemon.fails(2, &["import", path(&image), "db", "--resume"]);
+    assert!(stderr.contains("importing replaces what volume 'db' holds"), "{stderr}");
+    assert_eq!(daemon.fake.read_data(&db, 5 << 20, 4096).expect("read"), [9; 4096]);
+    assert_eq!(daemon.json(&["volume", "show", "db"])["state"], "attached");
+}
+
+#[test]
+fn an_image_that_is_changed_while_it_is_imported_is_a_failure() {
+    let daemon = daemon();
+    let image = daemon.dir.path().join("large.raw");
+    let file = large(&image);
+    let (child, _) = interrupted_at_forty(&daemon, &["import", path(&image), "web", "--detached", "--verify"]);
+    file.set_len(399 << 20).expect("cut off");
+    let output = child.wait_with_output().expect("ended");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("was changed while it was read") && stderr.contains("--resume --verify --detached"), "{stderr}");
+    // What was begun goes on without a question, by comparing; and stays as it was wanted.
+    let output = daemon.lamina(&["import", path(&image), "web", "--resume", "--verify", "-o", "json"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("comparing"), "{stderr}");
+    let done: serde_json::Value = serde_json::from_slice(&output.stdout).expect("json");
+    assert_eq!((done["volume"]["state"].as_str(), done["disk_bytes"].as_u64()), (Some("detached"), Some(399 << 20)));
 }
 
 #[test]
@@ -172,39 +285,55 @@ fn a_copy_that_differs_is_found_and_mended() {
     daemon.fake.write_data(&web, 33 << 20, &[200]).expect("written");
     daemon.fake.write_data(&web, 50 << 20, &[200]).expect("written");
     // Nothing is known of an import that ended well: so it is compared.
-    let output = daemon.lamina(&["import", path(&image), "web", "--resume", "--verify", "-o", "json"]);
+    daemon.fails(2, &["import", path(&image), "web", "--resume", "--verify"]);
+    let output = daemon.lamina(&["import", path(&image), "web", "--resume", "--yes", "--verify", "-o", "json"]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && stderr.contains("comparing"), "{stderr}");
     let done: serde_json::Value = serde_json::from_slice(&output.stdout).expect("json");
     assert_eq!(done["written_bytes"].as_u64(), Some(65_536 + 4096), "only what differs is written");
 }
 
-#[test]
-fn an_import_that_was_interrupted_goes_on_where_it_stopped() {
-    let daemon = daemon();
-    let path_of = daemon.dir.path().join("large.raw");
-    // Four hundred pieces: an appliance in memory takes some seconds for them.
-    let mut file = File::create(&path_of).expect("create");
+/// Four hundred pieces: an appliance in memory takes some seconds for them.
+fn large(image: &Path) -> File {
+    let mut file = File::create(image).expect("create");
     for at in 0..400u64 {
         file.seek(SeekFrom::Start(at << 20)).expect("seek");
         file.write_all(&[(at % 255) as u8 + 1; 16_384]).expect("written");
     }
     file.set_len(400 << 20).expect("sparse");
-    let mut child =
-        daemon.command(&["import", path(&path_of), "web"]).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    file
+}
+
+fn written(daemon: &Daemon) -> usize {
     let web = VolumeName::new("web").expect("a name");
+    daemon.fake.extents(&web, 0, 100_000).map(|list| list.extents.len()).unwrap_or(0)
+}
+
+/// An import into `web` that is somewhere in the middle, and how many pieces it had written.
+fn interrupted_at_forty(daemon: &Daemon, arguments: &[&str]) -> (Child, usize) {
+    let mut child = daemon.command(arguments).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
     let until = Instant::now() + Duration::from_secs(60);
-    let written = || daemon.fake.extents(&web, 0, 100_000).map(|list| list.extents.len()).unwrap_or(0);
-    while written() < 40 {
+    while written(daemon) < 40 {
         assert!(Instant::now() < until && child.try_wait().expect("a state").is_none(), "it ended before it could be interrupted");
         std::thread::sleep(Duration::from_millis(5));
     }
+    let now = written(daemon);
+    (child, now)
+}
+
+#[test]
+fn an_import_that_was_interrupted_goes_on_where_it_stopped() {
+    let daemon = daemon();
+    let path_of = daemon.dir.path().join("large.raw");
+    drop(large(&path_of));
+    let (child, _) = interrupted_at_forty(&daemon, &["import", path(&path_of), "web"]);
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
     let output = child.wait_with_output().expect("ended");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("stopped at") && stderr.contains(" web --resume"), "{stderr}");
-    let before = written();
+    let again = format!(" web --resume --state-dir {}", daemon.dir.path().display());
+    assert!(stderr.contains("stopped at") && stderr.contains(&again), "{stderr}");
+    let before = written(&daemon);
     assert!(before < 400, "it was not interrupted");
     assert_eq!(daemon.json(&["volume", "show", "web"])["state"], "detached");
 
@@ -215,7 +344,7 @@ fn an_import_that_was_interrupted_goes_on_where_it_stopped() {
     let again = done["written_bytes"].as_u64().expect("a number") / 16_384;
     // What was on its way when it stopped may be written twice.
     assert!((400 - before as u64..=400 - before as u64 + 8).contains(&again), "{again} written again, {before} were there");
-    assert_eq!((written(), done["volume"]["state"].as_str()), (400, Some("attached")));
+    assert_eq!((written(&daemon), done["volume"]["state"].as_str()), (400, Some("attached")));
 }
 
 #[test]
@@ -235,5 +364,32 @@ fn an_export_that_was_interrupted_leaves_neither_a_clone_nor_a_file() {
     assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(volumes(&daemon), ["slow-1"]);
     assert_eq!(daemon.ok(&["snapshot", "list", "slow-1", "-q"]), "");
-    assert!(!file.exists() && !file.with_extension("raw.part").exists());
+    assert_eq!(images(daemon.dir.path()), [] as [String; 0]);
+}
+
+fn images(dir: &Path) -> Vec<String> {
+    let all = fs::read_dir(dir).expect("read").map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    all.filter(|name| name.contains(".raw")).collect()
+}
+
+#[test]
+fn who_does_not_wait_until_an_export_has_cleaned_up_is_told_what_stays() {
+    let daemon = daemon();
+    // Deleting those takes a while.
+    daemon.ok(&["volume", "create", "late-1", "--size", "1MiB"]);
+    let file = daemon.dir.path().join("x.raw");
+    let mut export = daemon.command(&["export", "late-1", path(&file)]);
+    let child = export.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("runs");
+    let until = Instant::now() + Duration::from_secs(30);
+    while !file.exists() {
+        assert!(Instant::now() < until, "no image came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let output = child.wait_with_output().expect("ended");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    for words in ["volume 'late-1-export-", "snapshot 'late-1@export-", "advice: lamina volume delete late-1-export-"] {
+        assert!(stderr.contains(words), "{stderr}");
+    }
 }

@@ -57,6 +57,7 @@ fn a_token_says_who_asks_and_roles_are_exit_code_6() {
     refused(&there.lamina(&["volume", "list"]), 6, "advice: ");
     refused(&with("viewer.token", &["volume", "show", "wbe"]), 3, "did you mean 'web'?");
     refused(&with("nowhere.token", &["volume", "list"]), 2, "the token in");
+    refused(&with("viewer.token", &["support-bundle"]), 2, "on the appliance itself");
     // The environment says the same.
     let mut command = lamina(there.listeners.dir.path());
     command.env("LAMINA_SERVER", &there.server).env("LAMINA_CA_FILE", there.file("ca.pem"));

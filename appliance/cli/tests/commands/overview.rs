@@ -1,6 +1,8 @@
 //! What is the same for all commands: reaching the daemon, pipes, colours, completion; and what differs by machine.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
@@ -111,6 +113,12 @@ fn shells_are_told_names_of_volumes_and_snapshots() {
     alone.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "3").env("_CLAP_IFS", "\n").env("LAMINA_SOCKET", "/nowhere/x");
     let output = alone.args(["--", "lamina", "volume", "show", ""]).output().expect("runs");
     assert!(output.status.success() && begun.elapsed().as_secs() < 5);
+    // What is no text is no name, and no reason to fall over.
+    let mut odd = lamina(daemon.dir.path());
+    odd.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "3").env("_CLAP_IFS", "\n");
+    odd.args(["--", "lamina", "snapshot", "show"]).arg(OsStr::from_bytes(b"web@\xff"));
+    let output = odd.output().expect("runs");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"), "{output:?}");
     let script = daemon.ok(&["completions", "bash"]);
     assert!(script.contains("COMPLETE=") && script.contains("lamina"), "{script}");
 }
@@ -119,19 +127,22 @@ fn shells_are_told_names_of_volumes_and_snapshots() {
 fn a_job_that_is_left_goes_on_and_the_next_one_is_waited_for() {
     let daemon = daemon();
     daemon.ok(&["volume", "create", "slow-1", "--size", "1GiB"]);
-    let clone = ["volume", "clone", "slow-1", "--name", "x"];
-    let mut child = daemon.command(&clone).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
-    let mut first = String::new();
-    let mut told = BufReader::new(child.stderr.take().expect("a pipe"));
-    told.read_line(&mut first).expect("a line");
-    assert!(first.starts_with("job ") && first.contains("0 of 1 volumes"), "{first}");
-    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
-    assert_eq!(child.wait().expect("ended").code(), Some(130));
-    let mut rest = String::new();
-    told.read_to_string(&mut rest).expect("text");
-    let id = first.split([' ', ':']).nth(1).expect("a number").to_owned();
-    assert!(rest.contains(&format!("interrupted; job {id} goes on")) && rest.contains("lamina job cancel"), "{rest}");
-    assert_eq!(daemon.json(&["job", "show", &id])["state"], "running");
+    let mut id = String::new();
+    for (signal, name) in [("-INT", "x"), ("-TERM", "y")] {
+        let clone = ["volume", "clone", "slow-1", "--name", name];
+        let mut child = daemon.command(&clone).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
+        let mut first = String::new();
+        let mut told = BufReader::new(child.stderr.take().expect("a pipe"));
+        told.read_line(&mut first).expect("a line");
+        assert!(first.starts_with("job ") && first.contains("0 of 1 volumes"), "{first}");
+        std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
+        assert_eq!(child.wait().expect("ended").code(), Some(130));
+        let mut rest = String::new();
+        told.read_to_string(&mut rest).expect("text");
+        id = first.split([' ', ':']).nth(1).expect("a number").to_owned();
+        assert!(rest.contains(&format!("interrupted; job {id} goes on")) && rest.contains("lamina job cancel"), "{rest}");
+        assert_eq!(daemon.json(&["job", "show", &id])["state"], "running");
+    }
 
     let child = daemon.command(&["job", "wait", &id, "-o", "json"]).stdout(Stdio::piped()).spawn().expect("runs");
     std::thread::sleep(std::time::Duration::from_millis(300));
@@ -140,4 +151,27 @@ fn a_job_that_is_left_goes_on_and_the_next_one_is_waited_for() {
     assert!(output.status.success());
     let job: lamina_api::job::Job = serde_json::from_slice(&output.stdout).expect("a job");
     assert_eq!(job.state, JobState::Succeeded);
+}
+
+#[test]
+fn an_anonymous_bundle_tells_no_name_of_what_is_there_or_was() {
+    let daemon = daemon();
+    daemon.ok(&["volume", "create", "payroll", "--size", "1GiB"]);
+    daemon.ok(&["volume", "create", "ledger", "--size", "1GiB"]);
+    daemon.ok(&["snapshot", "create", "payroll@quarter"]);
+    daemon.ok(&["vm", "create", "bookshop", "--cpus", "1", "--memory", "1GiB", "--disk", "payroll"]);
+    daemon.ok(&["volume", "delete", "ledger", "--yes"]);
+    let dir = daemon.dir.path();
+    let log = "INFO snapshot of payroll is stored: quarter\nINFO deleted volume=bygone\nINFO took payroll-20260105-0200, bygone-export-1\n";
+    std::fs::write(dir.join("log"), log).expect("written");
+    let file = dir.join("b.tar.gz").display().to_string();
+    let done = daemon.json(&["support-bundle", &file, "--anonymous", "--log", &dir.join("log").display().to_string()]);
+    assert_eq!((done["file"].as_str(), done["anonymous"].as_bool()), (Some(file.as_str()), Some(true)));
+    let all = std::process::Command::new("tar").args(["--to-stdout", "-xzf", &file]).output().expect("tar").stdout;
+    let all = String::from_utf8_lossy(&all);
+    assert!(all.contains("/api/v1/volumes/name-") && all.contains("snapshot of name-"), "the audit log and the log are there");
+    for name in ["payroll", "ledger", "quarter", "bookshop", "bygone"] {
+        let line = all.lines().find(|line| line.contains(name));
+        assert_eq!(line, None, "{name}");
+    }
 }

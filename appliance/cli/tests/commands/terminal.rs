@@ -76,6 +76,30 @@ fn the_live_view_obeys_keys_and_leaves_the_terminal_as_it_was() {
     assert_eq!(top.exit_code(), Some(0));
 }
 
+/// The terminal's program makes the command its child.
+fn child_of(parent: u32) -> Option<String> {
+    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+    processes.map(|process| process.file_name().to_string_lossy().into_owned()).find(|process| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        // `7 (name) S 5 …`: the parent stands behind the state.
+        let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
+        behind.split_whitespace().nth(1) == Some(&parent.to_string())
+    })
+}
+
+#[test]
+fn a_live_view_that_is_ended_from_elsewhere_leaves_the_terminal_as_it_was() {
+    let daemon = daemon();
+    for signal in ["TERM", "HUP"] {
+        let mut top = Terminal::new(&daemon, "top --interval 1s");
+        top.wait_for("by IOPS");
+        let command = child_of(top.child.id()).expect("the command");
+        assert!(Command::new("kill").args([format!("-{signal}"), command]).status().expect("kill").success());
+        top.wait_for("\x1b[?25h\x1b[?1049l");
+        assert_eq!(top.exit_code(), Some(130), "{signal}");
+    }
+}
+
 #[test]
 fn ctrl_c_asks_whether_the_job_shall_end_too() {
     let daemon = daemon();

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::daemon::{Daemon, daemon};
+use crate::daemon::{Daemon, daemon, lamina};
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/transcripts");
 
@@ -42,10 +42,14 @@ fn words(line: &str) -> Vec<String> {
 
 fn played(daemon: &Daemon, line: &str) -> String {
     let all = words(line);
-    let (lamina, arguments) = all.split_first().expect("a command");
-    assert_eq!(lamina, "lamina");
+    let (program, arguments) = all.split_first().expect("a command");
+    assert_eq!(program, "lamina");
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut command = daemon.command(&arguments);
+    // A line that says itself which daemon is meant is not told.
+    let says = ["--state-dir", "--socket", "--server"];
+    let mut command =
+        if arguments.iter().any(|word| says.contains(word)) { lamina(daemon.dir.path()) } else { daemon.command(&[]) };
+    command.args(&arguments);
     command.current_dir(daemon.dir.path());
     let output = command.output().expect("runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(&daemon.dir.path().display().to_string(), "STATE");
