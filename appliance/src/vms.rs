@@ -258,7 +258,7 @@ impl Vms for Served {
                         progress.phase("going back");
                         let discarded = served.take_back(&vm, &disks, &parts)?.to_string();
                         let volumes = disks.iter().map(|disk| disk.spec().name.to_string()).collect();
-                        Ok(JobResult { volumes, vms: vec![vm.name], discarded: Some(discarded) })
+                        Ok(JobResult { volumes, vms: vec![vm.name], discarded: Some(discarded), ..JobResult::default() })
                     });
                     working.await.unwrap_or_else(|_| Err(Problem::new(ProblemKind::Internal, "going back failed unexpectedly")))
                 })?;
