@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use lamina_api::appliance::Appliance;
 use lamina_api::listener::{LocalListener, MetricsListener, NetworkListener};
-use lamina_api::routes::{self, Interface, Limits};
+use lamina_api::routes::{Interface, Limits};
 use lamina_api::tls::{Tls, TlsError};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -74,8 +74,9 @@ const BLOCKING_THREADS: usize = 256;
 /// Threads for connections of the interface.
 const API_THREADS: usize = 2;
 
-/// Threads for its calls: each call that is under way has one, and each listener bounds these.
-const API_CALLS: usize = 128;
+/// Threads for its calls: each call that is under way has one, and each of two listeners bounds these to 48 changes and 48 reads. The rest is
+/// for notes in the audit log.
+const API_CALLS: usize = 224;
 
 /// How much the connections' threads stand behind those that serve guests.
 const API_NICE: i32 = 10;
@@ -246,11 +247,10 @@ fn serve(
         Arc::clone(served.clock()),
     );
     tasks.push(runtime.spawn(following));
-    let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
-    let interface = Interface::new(Arc::clone(&appliance), Some(runtimes.calls.handle().clone()));
+    let interface = Interface::new(Arc::clone(&served) as Arc<dyn Appliance>, Some(runtimes.calls.handle().clone()));
     served.counted_by(interface.counts());
     if let Some(metrics) = metrics {
-        tasks.push(runtimes.interface.spawn(logged("metrics", metrics.serve(routes::metrics_router(appliance)))));
+        tasks.push(runtimes.interface.spawn(logged("metrics", metrics.serve(interface.metrics_router()))));
     }
     if let Some(network) = network {
         let serving = network.serve(interface.router(Limits::default()));

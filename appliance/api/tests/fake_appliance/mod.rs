@@ -2,7 +2,7 @@
 //!
 //! Jobs end at once, unless their subject's name begins with `slow`: those run until they are cancelled or [`FakeAppliance::finish_jobs`]
 //! is called. A guest is connected to volumes whose name begins with `busy`; `panic` as a volume's name is a bug;
-//! making one whose name begins with `late` takes a second.
+//! making or attaching one whose name begins with `late` takes a second.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -57,11 +57,13 @@ pub struct FakeAppliance {
     numbers: AtomicU64,
     /// Milliseconds since [`BEGAN`].
     pub elapsed_ms: AtomicU64,
+    /// How often a metrics page was made.
+    pub metrics_made: AtomicU64,
 }
 
 impl Default for FakeAppliance {
     fn default() -> Self {
-        Self { state: Mutex::default(), numbers: AtomicU64::new(1), elapsed_ms: AtomicU64::new(0) }
+        Self { state: Mutex::default(), numbers: AtomicU64::new(1), elapsed_ms: AtomicU64::new(0), metrics_made: AtomicU64::new(0) }
     }
 }
 
@@ -234,6 +236,7 @@ impl Overview for FakeAppliance {
     }
 
     fn metrics(&self) -> String {
+        self.metrics_made.fetch_add(1, Ordering::Relaxed);
         "lamina_up 1\n".to_owned()
     }
 }
@@ -330,6 +333,9 @@ impl Volumes for FakeAppliance {
     }
 
     fn attach(&self, name: &VolumeName) -> Result<Volume, Problem> {
+        if name.as_str().starts_with("late") {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
         self.edit(name.as_str(), |volume| {
             volume.state = VolumeState::Attached;
             volume.socket = Some(format!("/run/lamina/vhost/{name}.sock"));
