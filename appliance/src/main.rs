@@ -6,6 +6,7 @@
 mod allocator;
 mod args;
 mod audit_log;
+mod audit_sums;
 mod clock;
 mod config;
 mod degraded;
@@ -226,8 +227,7 @@ fn serve(
     let network = network.map_err(system("binding the address of the interface"))?;
     let detached = Detached::open(state.detached_file()).map_err(system("reading the list of detached volumes"))?;
     let parts = runtime.block_on(wiring::open(&settings, state)).map_err(|error| DaemonError::Wiring(Box::new(error)))?;
-    let records = Records::open(state, &parts.clock, runtime.handle().clone());
-    let kept = Kept { detached, records: records.map_err(system("reading what the interface remembers"))? };
+    let kept = Kept { detached, records: Records::open(state, &parts.clock, runtime.handle().clone()) };
     let mut served = Served::new(parts, settings, state.vhost().to_owned(), kept, runtime.handle().clone());
     served.pacer.start().map_err(system("starting the pacing thread"))?;
     served.attach_all();
@@ -240,6 +240,7 @@ fn serve(
     tasks.push(runtime.spawn(upkeep::run(Arc::clone(&served))));
     tasks.push(runtime.spawn(upkeep::reopen(Arc::clone(&served))));
     tasks.push(runtime.spawn(Arc::clone(&served.machines).thaw_left()));
+    tasks.push(runtime.spawn(records::settle_audit(Arc::clone(&served))));
     let runs = Runs::new(Arc::clone(&served.machines));
     let following = Arc::clone(&runs).run(
         served.records.schedules.scheduler(),

@@ -280,7 +280,8 @@ impl Served {
             unopened: &self.node.unopened(),
             unserved: &unserved,
             unreadable: self.repairs.unreadable(),
-            damaged: self.records.documents.damaged(),
+            troubles: &self.records.documents.troubles(),
+            audit: self.records.audit.trouble().as_deref(),
         })
     }
 

@@ -194,6 +194,7 @@ impl Vms for Served {
         let disks = self.disk_records(&vm)?;
         disks.iter().try_for_each(|disk| self.refuse_connected(disk.id, &disk.spec.name))?;
         if volumes {
+            self.machines.refuse_disks(disks.iter().map(|disk| disk.spec.name.as_str()), Some(&vm.name))?;
             self.delete_disks(&mut detached, disks)?;
         }
         self.machines.forget(&vm)
