@@ -607,3 +607,30 @@ fn response(answer: Answer, slot: Option<OwnedSemaphorePermit>) -> Response {
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::Body;
+    use axum::http::HeaderMap;
+    use tokio::sync::Semaphore;
+
+    use super::arrive;
+    use crate::problem::ProblemKind;
+
+    #[test]
+    fn bodies_have_room_for_so_many_bytes_in_all_and_no_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("runtime");
+        runtime.block_on(async {
+            let (none, room) = (HeaderMap::new(), Arc::new(Semaphore::new(100)));
+            let (bytes, held) = arrive(&none, Body::from(vec![1; 60]), &room).await.expect("there is room");
+            assert_eq!((bytes.len(), room.available_permits()), (60, 40));
+            let refused = arrive(&none, Body::from(vec![1; 41]), &room).await.expect_err("too much");
+            assert_eq!((refused.kind, room.available_permits()), (ProblemKind::TooManyRequests, 40));
+            drop(held);
+            assert!(arrive(&none, Body::from(vec![1; 100]), &room).await.is_ok());
+            assert_eq!(room.available_permits(), 100);
+        });
+    }
+}
