@@ -5,10 +5,11 @@ use lamina_contract::Policy;
 use lamina_distributor::{DistributorStats, TargetHealth, TargetState};
 use lamina_engine::{NodeStatus, Unopened, VolumeState, VolumeStatus};
 
+use crate::documents::{Trouble, Wrong};
 use crate::watch::{Sight, Watch, Watched};
 
 /// All kinds there are; the interface, metrics and alerts name them so.
-pub(crate) const KINDS: [&str; 15] = [
+pub(crate) const KINDS: [&str; 17] = [
     "target-missing",
     "target-suspect",
     "target-full",
@@ -16,6 +17,8 @@ pub(crate) const KINDS: [&str; 15] = [
     "repair-pending",
     "objects-unreadable",
     "document-damaged",
+    "document-newer",
+    "audit-failed",
     "journal-failed",
     "journal-damaged",
     "store-down",
@@ -39,8 +42,10 @@ pub(crate) struct States<'a> {
     pub(crate) unserved: &'a [String],
     /// Objects that the last repair found unreadable.
     pub(crate) unreadable: u64,
-    /// Documents that did not verify at the start, where they are now.
-    pub(crate) damaged: &'a [std::path::PathBuf],
+    /// Documents that are not as they should be.
+    pub(crate) troubles: &'a [Trouble],
+    /// Why the audit log cannot be written.
+    pub(crate) audit: Option<&'a str>,
 }
 
 /// How a drive is, all told.
@@ -132,13 +137,10 @@ fn node(states: &States<'_>) -> Vec<Degradation> {
     let unstored: u64 = states.volumes.iter().map(|volume| volume.unstored_bytes).sum();
     let ssd = format!("losing the SSD now would cost {}", lamina_contract::ByteSize(unstored));
     let mut list = Vec::new();
-    for path in states.damaged {
-        let detail = format!("a document did not verify at the start and is set aside: {}", path.display());
-        list.push(entry(
-            "document-damaged",
-            detail,
-            "what it said (a token, job, VM or schedule) does not hold any more".to_owned(),
-        ));
+    list.extend(states.troubles.iter().map(document));
+    if let Some(why) = states.audit {
+        let risk = "who changed what from now on is in the daemon's log only".to_owned();
+        list.push(entry("audit-failed", format!("the audit log cannot be written: {why}"), risk));
     }
     if node.journal_failed {
         let detail = "the journal's SSD lost a write: nothing is accepted any more; replace it and restart".to_owned();
@@ -157,6 +159,27 @@ fn node(states: &States<'_>) -> Vec<Degradation> {
         list.push(entry("cache-failed", detail, "nothing: the cache is never the only copy".to_owned()));
     }
     list
+}
+
+fn document(trouble: &Trouble) -> Degradation {
+    let (kind, path) = (trouble.kind.as_str(), trouble.path.display());
+    match trouble.wrong {
+        Wrong::Damaged => entry(
+            "document-damaged",
+            format!("document {path}: it did not verify at the start and is set aside"),
+            format!("what it said, of a {kind}, does not hold any more"),
+        ),
+        Wrong::Unreadable => entry(
+            "document-damaged",
+            format!("document {path}: it could not be read or put away at the start and is left where it is"),
+            format!("what it says, of a {kind}, is not followed; the SSD may be failing"),
+        ),
+        Wrong::Newer => entry(
+            "document-newer",
+            format!("document {path}: a newer release wrote it, and this one does not understand it; it is left as it is"),
+            format!("what it says, of a {kind}, is not followed until the newer release runs again"),
+        ),
+    }
 }
 
 fn volumes(states: &States<'_>) -> Vec<Degradation> {

@@ -15,11 +15,13 @@ use lamina_api::name::JobId;
 use lamina_api::page::{Page, Paged};
 use lamina_api::problem::{Problem, ProblemKind};
 use lamina_contract::Clock;
+use lamina_engine::EngineError;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::documents::{Documents, Expected, Kind};
+use crate::served::of_engine;
 
 /// Jobs that run at a time: they share the store with guests.
 const MAX_RUNNING: usize = 4;
@@ -27,6 +29,10 @@ const MAX_RUNNING: usize = 4;
 const MAX_UNFINISHED: usize = 256;
 /// Jobs that have ended and are remembered.
 const MAX_FINISHED: usize = 1000;
+
+/// Names of volumes, and of VMs, that a job's result has: as many as the clones of one call. With up to 63 characters each and what stands
+/// around them, 132 KiB of a document's 1 MiB.
+const MOST_NAMES: usize = 1000;
 
 /// What a job is asked to do, said when it begins.
 #[derive(Debug, Clone)]
@@ -74,7 +80,12 @@ impl JobProgress {
 
     /// Ends the job when somebody asked for that: called where it can end, as `progress.check()?`.
     pub(crate) fn check(&self) -> Result<(), Problem> {
-        if self.cancelled.load(Ordering::Acquire) { Err(Problem::new(ProblemKind::Conflict, "it was cancelled")) } else { Ok(()) }
+        if self.cancelled.load(Ordering::Acquire) { Err(cancelled()) } else { Ok(()) }
+    }
+
+    /// Whether `problem` is what becomes of work that was asked to end, and not something that went wrong meanwhile.
+    fn is_cancelled_by(&self, problem: &Problem) -> bool {
+        self.check().is_err() && (*problem == cancelled() || *problem == of_engine(&EngineError::Cancelled))
     }
 
     /// Returns when somebody asked the job to end.
@@ -92,6 +103,10 @@ impl JobProgress {
         self.cancelled.store(true, Ordering::Release);
         self.cancel.notify_waiters();
     }
+}
+
+fn cancelled() -> Problem {
+    Problem::new(ProblemKind::Conflict, "it was cancelled")
 }
 
 struct Entry {
@@ -231,20 +246,19 @@ impl Jobs {
         job.eta_seconds = None;
         match outcome {
             Ok(result) => {
-                (job.state, job.progress, job.result) = (JobState::Succeeded, 1.0, Some(result));
+                (job.state, job.progress, job.result) = (JobState::Succeeded, 1.0, Some(bounded(result)));
                 job.done = job.total.max(job.done);
                 job.total = job.done;
                 "done".clone_into(&mut job.phase);
             }
             Err(problem) => {
                 let made = std::mem::take(&mut *progress.made.lock());
-                job.result = (made != JobResult::default()).then_some(made);
-                match progress.check() {
-                    Err(_) => job.state = JobState::Cancelled,
-                    Ok(()) => {
-                        self.failed.fetch_add(1, Ordering::Relaxed);
-                        (job.state, job.problem) = (JobState::Failed, Some(problem));
-                    }
+                job.result = (made != JobResult::default()).then(|| bounded(made));
+                if progress.is_cancelled_by(&problem) {
+                    job.state = JobState::Cancelled;
+                } else {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                    (job.state, job.problem) = (JobState::Failed, Some(problem));
                 }
             }
         }
@@ -318,6 +332,18 @@ impl Jobs {
     }
 }
 
+/// With as many names as a document has room for, and as a list of jobs can be shown with.
+fn bounded(mut result: JobResult) -> JobResult {
+    let cut = |names: &mut Vec<String>| {
+        let more = names.len().saturating_sub(MOST_NAMES) as u64;
+        names.truncate(MOST_NAMES);
+        more
+    };
+    result.more_volumes += cut(&mut result.volumes);
+    result.more_vms += cut(&mut result.vms);
+    result
+}
+
 fn unknown(id: JobId) -> Problem {
     Problem::new(ProblemKind::NotFound, format!("no job {id}")).advise("`lamina job list` shows all jobs")
 }
@@ -355,9 +381,12 @@ mod tests {
     use tempfile::TempDir;
     use tokio::runtime::Runtime;
 
+    use lamina_engine::EngineError;
+
     use super::{JobOrder, Jobs, MAX_RUNNING};
     use crate::clock::SystemClock;
     use crate::documents::Documents;
+    use crate::served::of_engine;
 
     struct Place {
         dir: TempDir,
@@ -370,7 +399,7 @@ mod tests {
         }
 
         fn open(&self) -> Arc<Jobs> {
-            let documents = Arc::new(Documents::open(&self.dir.path().join("documents")).expect("opens"));
+            let documents = Arc::new(Documents::open(&self.dir.path().join("documents")));
             let clock = Arc::new(SystemClock::new());
             Arc::new(Jobs::open(documents, clock, self.runtime.handle().clone()))
         }
@@ -474,5 +503,46 @@ mod tests {
         let job = jobs.start(order(0), async |_| Err(Problem::new(ProblemKind::Conflict, "no"))).expect("started");
         let end = until(&jobs, &job, |job| job.state.is_final());
         assert_eq!((end.state, end.problem.map(|problem| problem.detail)), (JobState::Failed, Some("no".to_owned())));
+    }
+
+    #[test]
+    fn what_goes_wrong_after_a_job_was_asked_to_end_is_still_said() {
+        let place = Place::new();
+        let jobs = place.open();
+        let ends = [
+            (Problem::new(ProblemKind::Unavailable, "the store is down"), JobState::Failed),
+            (Problem::new(ProblemKind::Internal, "the clones could not be taken back"), JobState::Failed),
+            (of_engine(&EngineError::Cancelled), JobState::Cancelled),
+        ];
+        for (problem, state) in ends {
+            let end = problem.clone();
+            let work = async move |progress: Arc<super::JobProgress>| {
+                progress.cancelled().await;
+                Err(end)
+            };
+            let job = jobs.start(order(0), work).expect("started");
+            until(&jobs, &job, |job| job.state == JobState::Running);
+            jobs.cancel(id(&job)).expect("asked");
+            let end = until(&jobs, &job, |job| job.state.is_final());
+            assert_eq!((end.state, end.problem), (state, Some(problem).filter(|_| state == JobState::Failed)));
+        }
+        // Without having been asked, nothing is cancelled.
+        let job = jobs.start(order(0), async |_| Err(of_engine(&EngineError::Cancelled))).expect("started");
+        assert_eq!(until(&jobs, &job, |job| job.state.is_final()).state, JobState::Failed);
+    }
+
+    #[test]
+    fn a_result_of_any_size_outlives_a_restart() {
+        let place = Place::new();
+        let jobs = place.open();
+        let names = |count: usize| (0..count).map(|number| format!("{number:063}")).collect::<Vec<_>>();
+        let work = async move |_| Ok(JobResult { volumes: names(64_000), vms: names(1000), ..JobResult::default() });
+        let job = jobs.start(order(0), work).expect("started");
+        let end = until(&jobs, &job, |job| job.state.is_final());
+        let result = end.result.clone().expect("a result");
+        assert_eq!((result.volumes.len(), result.more_volumes, result.vms.len(), result.more_vms), (1000, 63_000, 1000, 0));
+        assert_eq!(result.volumes[999], format!("{:063}", 999));
+        drop(jobs);
+        assert_eq!(place.open().get(id(&job)).expect("kept"), end);
     }
 }

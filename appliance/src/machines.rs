@@ -2,6 +2,8 @@
 //!
 //! A document names volumes that are there when it is written, each in one VM at most: whoever changes either holds the lock on changes
 //! (`Served::detached`). Whether a VM is a template, its volumes say. Its snapshots are derived from theirs (`vm_sets.rs`).
+//!
+//! A document that this release does not understand may name any volume: while there is one, no volume is deleted and none becomes a disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -15,7 +17,8 @@ use lamina_api::vm::{Machine, Vm};
 use lamina_contract::{Timestamp, VolumeSettings};
 use lamina_engine::{Node, Volume};
 use laminad::freeze;
-use serde::{Deserialize, Serialize};
+use parking_lot::Mutex;
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -26,15 +29,28 @@ const THAW_PATIENCE: Duration = Duration::from_secs(2);
 /// Agents that are asked at a time.
 const THAW_AT_ONCE: usize = 16;
 
+/// VMs that are not understood and are named in a message.
+const SHOWN_LEFT_OUT: usize = 5;
+
+/// What helps against documents that this release leaves alone.
+pub(crate) const LEFT_ALONE_ADVICE: &str =
+    "run the newer release that wrote it, or take its file out of meta/documents and restart; `lamina status` names the file";
+
 /// A VM as it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VmDocument {
+    #[serde(deserialize_with = "kept_labels")]
     pub(crate) labels: Labels,
     pub(crate) machine: Machine,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) guest_agent: Option<String>,
     pub(crate) created_ms: u64,
+}
+
+/// Bounds of labels have been others: no reason not to know a VM.
+fn kept_labels<'de, D: Deserializer<'de>>(kept: D) -> Result<Labels, D::Error> {
+    BTreeMap::<String, String>::deserialize(kept).map(Labels::within_bounds)
 }
 
 /// A VM as it was read.
@@ -45,11 +61,13 @@ pub(crate) struct Machines {
     pub(crate) node: Arc<Node>,
     documents: Arc<Documents>,
     runtime: Handle,
+    /// As of this many changes of the documents.
+    listed: Mutex<Option<(u64, Arc<[StoredVm]>)>>,
 }
 
 impl Machines {
     pub(crate) fn new(node: Arc<Node>, documents: Arc<Documents>, runtime: Handle) -> Self {
-        Self { node, documents, runtime }
+        Self { node, documents, runtime, listed: Mutex::default() }
     }
 
     /// Waits for the engine in a thread that may.
@@ -59,7 +77,22 @@ impl Machines {
 
     /// All of them, by name.
     pub(crate) fn list(&self) -> Result<Vec<StoredVm>, Problem> {
-        Ok(self.documents.list(Kind::Vm))
+        Ok(self.listed().to_vec())
+    }
+
+    /// The same, shared: parsed when a document has changed, and then by whoever changed it, not by who looks every few seconds.
+    pub(crate) fn listed(&self) -> Arc<[StoredVm]> {
+        // Before the documents are read: one that changes meanwhile is read again.
+        let changed = self.documents.changed(Kind::Vm);
+        let mut listed = self.listed.lock();
+        match &*listed {
+            Some((at, vms)) if *at >= changed => Arc::clone(vms),
+            _ => {
+                let vms: Arc<[StoredVm]> = self.documents.list(Kind::Vm).into();
+                *listed = Some((changed, Arc::clone(&vms)));
+                vms
+            }
+        }
     }
 
     /// One of them.
@@ -70,7 +103,9 @@ impl Machines {
 
     /// Durably keeps one that is not there yet.
     pub(crate) fn add(&self, name: &str, document: &VmDocument) -> Result<(), Problem> {
-        self.documents.put(Kind::Vm, name, Expected::Absent, document).map(|_| ()).map_err(|error| match error {
+        let kept = self.documents.put(Kind::Vm, name, Expected::Absent, document);
+        self.listed();
+        kept.map(|_| ()).map_err(|error| match error {
             DocumentError::Changed { .. } => taken("VM", name),
             error => of_document(&error),
         })
@@ -79,12 +114,16 @@ impl Machines {
     /// Durably keeps a changed one, if nobody else has changed it since it was read.
     pub(crate) fn change(&self, read: &StoredVm, document: &VmDocument) -> Result<(), Problem> {
         let expected = Expected::Version(read.version);
-        self.documents.put(Kind::Vm, &read.name, expected, document).map(|_| ()).map_err(|error| of_document(&error))
+        let kept = self.documents.put(Kind::Vm, &read.name, expected, document);
+        self.listed();
+        kept.map(|_| ()).map_err(|error| of_document(&error))
     }
 
     /// Durably forgets one; its volumes stay.
     pub(crate) fn forget(&self, read: &StoredVm) -> Result<(), Problem> {
-        self.documents.delete(Kind::Vm, &read.name, Expected::Version(read.version)).map_err(|error| of_document(&error))
+        let deleted = self.documents.delete(Kind::Vm, &read.name, Expected::Version(read.version));
+        self.listed();
+        deleted.map_err(|error| of_document(&error))
     }
 
     /// Refuses a name that a VM has.
@@ -96,13 +135,32 @@ impl Machines {
     /// Refuses volumes that are disks of VMs other than `except`: what would be done to a volume by itself would break its VM.
     pub(crate) fn refuse_disks<'a>(&self, volumes: impl IntoIterator<Item = &'a str>, except: Option<&str>) -> Result<(), Problem> {
         let wanted: BTreeSet<&str> = volumes.into_iter().collect();
-        for vm in self.list()?.iter().filter(|vm| except != Some(vm.name.as_str())) {
+        self.refuse_left_out()?;
+        for vm in self.listed().iter().filter(|vm| except != Some(vm.name.as_str())) {
             if let Some(disk) = vm.body.machine.disks.iter().find(|disk| wanted.contains(disk.volume.as_str())) {
                 let detail = format!("volume '{}' is a disk of VM '{}'", disk.volume, vm.name);
                 return Err(Problem::new(ProblemKind::Conflict, detail).advise("delete that VM, or take the disk from it, first"));
             }
         }
         Ok(())
+    }
+
+    /// Refuses while there are VMs whose disks nobody knows.
+    fn refuse_left_out(&self) -> Result<(), Problem> {
+        let left_out = self.documents.left_out::<VmDocument>(Kind::Vm);
+        if left_out.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = left_out.names.iter().take(SHOWN_LEFT_OUT).map(|name| format!("'{name}'")).collect();
+        let more = left_out.names.len() - names.len();
+        let detail = match (names.as_slice(), more) {
+            ([], _) => "the documents of VMs cannot be read, so any volume may be a disk of one".to_owned(),
+            (_, 0) => format!("the VM {} is not understood, so any volume may be a disk of it", names.join(", ")),
+            (_, more) => {
+                format!("the VMs {} and {more} more are not understood, so any volume may be a disk of them", names.join(", "))
+            }
+        };
+        Err(Problem::new(ProblemKind::Conflict, detail).advise(LEFT_ALONE_ADVICE))
     }
 
     /// Open volumes by name.
@@ -171,8 +229,9 @@ pub(crate) fn of_document(error: &DocumentError) -> Problem {
         DocumentError::Changed { .. } => Problem::caused(ProblemKind::Conflict, error).advise("look at it and try again"),
         DocumentError::Full { .. } => Problem::caused(ProblemKind::Conflict, error).advise("delete some, or make it smaller"),
         DocumentError::Name { .. } => Problem::caused(ProblemKind::InvalidRequest, error),
-        DocumentError::Strange { .. } | DocumentError::Io { .. } => {
-            Problem::caused(ProblemKind::Internal, error).advise("the daemon's log says more")
+        DocumentError::Withheld { .. } | DocumentError::Strange { .. } => {
+            Problem::caused(ProblemKind::Unavailable, error).advise(LEFT_ALONE_ADVICE)
         }
+        DocumentError::Io { .. } => Problem::caused(ProblemKind::Internal, error).advise("the daemon's log says more"),
     }
 }

@@ -6,6 +6,7 @@
 mod allocator;
 mod args;
 mod audit_log;
+mod audit_sums;
 mod clock;
 mod config;
 mod degraded;
@@ -48,7 +49,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use lamina_api::appliance::Appliance;
 use lamina_api::listener::{LocalListener, MetricsListener, NetworkListener};
-use lamina_api::routes::{self, Interface, Limits};
+use lamina_api::routes::{Interface, Limits};
 use lamina_api::tls::{Tls, TlsError};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -75,8 +76,9 @@ const BLOCKING_THREADS: usize = 256;
 /// Threads for connections of the interface.
 const API_THREADS: usize = 2;
 
-/// Threads for its calls: each call that is under way has one, and each listener bounds these.
-const API_CALLS: usize = 128;
+/// Threads for its calls: each call that is under way has one, and each of two listeners bounds these to 48 changes and 48 reads. The rest is
+/// for notes in the audit log.
+const API_CALLS: usize = 224;
 
 /// How much the connections' threads stand behind those that serve guests.
 const API_NICE: i32 = 10;
@@ -226,8 +228,7 @@ fn serve(
     let network = network.map_err(system("binding the address of the interface"))?;
     let detached = Detached::open(state.detached_file()).map_err(system("reading the list of detached volumes"))?;
     let parts = runtime.block_on(wiring::open(&settings, state)).map_err(|error| DaemonError::Wiring(Box::new(error)))?;
-    let records = Records::open(state, &parts.clock, runtime.handle().clone());
-    let kept = Kept { detached, records: records.map_err(system("reading what the interface remembers"))? };
+    let kept = Kept { detached, records: Records::open(state, &parts.clock, runtime.handle().clone()) };
     let mut served = Served::new(parts, settings, state.vhost().to_owned(), kept, runtime.handle().clone());
     served.pacer.start().map_err(system("starting the pacing thread"))?;
     served.attach_all();
@@ -240,6 +241,7 @@ fn serve(
     tasks.push(runtime.spawn(upkeep::run(Arc::clone(&served))));
     tasks.push(runtime.spawn(upkeep::reopen(Arc::clone(&served))));
     tasks.push(runtime.spawn(Arc::clone(&served.machines).thaw_left()));
+    tasks.push(runtime.spawn(records::settle_audit(Arc::clone(&served))));
     let runs = Runs::new(Arc::clone(&served.machines));
     let following = Arc::clone(&runs).run(
         served.records.schedules.scheduler(),
@@ -247,11 +249,10 @@ fn serve(
         Arc::clone(served.clock()),
     );
     tasks.push(runtime.spawn(following));
-    let appliance = Arc::clone(&served) as Arc<dyn Appliance>;
-    let interface = Interface::new(Arc::clone(&appliance), Some(runtimes.calls.handle().clone()));
+    let interface = Interface::new(Arc::clone(&served) as Arc<dyn Appliance>, Some(runtimes.calls.handle().clone()));
     served.counted_by(interface.counts());
     if let Some(metrics) = metrics {
-        tasks.push(runtimes.interface.spawn(logged("metrics", metrics.serve(routes::metrics_router(appliance)))));
+        tasks.push(runtimes.interface.spawn(logged("metrics", metrics.serve(interface.metrics_router()))));
     }
     if let Some(network) = network {
         let serving = network.serve(interface.router(Limits::default()));

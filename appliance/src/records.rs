@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lamina_api::appliance::{Access, Jobs as JobCalls, Overview};
 use lamina_api::audit::{AuditLine, AuditList};
@@ -18,10 +19,14 @@ use tokio::runtime::Handle;
 use crate::audit_log::AuditLog;
 use crate::documents::{Documents, Expected, Kind};
 use crate::jobs::Jobs;
+use crate::machines::of_document;
 use crate::schedules::Schedules;
 use crate::served::Served;
 use crate::state_dir::StateDir;
 use crate::tokens::Tokens;
+
+/// How often is looked whether a minute of the audit log's sums is over.
+const SETTLE: Duration = Duration::from_secs(15);
 
 /// All of it.
 pub(crate) struct Records {
@@ -29,20 +34,30 @@ pub(crate) struct Records {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) schedules: Schedules,
     tokens: Tokens,
-    audit: AuditLog,
+    pub(crate) audit: AuditLog,
 }
 
 impl Records {
-    /// What an earlier process left; jobs run on `runtime`.
-    pub(crate) fn open(state: &StateDir, clock: &Arc<dyn Clock>, runtime: Handle) -> io::Result<Self> {
-        let documents = Arc::new(Documents::open(&state.documents())?);
-        Ok(Self {
+    /// What an earlier process left; jobs run on `runtime`. What of it cannot be had is shown as degraded, and guests are served.
+    pub(crate) fn open(state: &StateDir, clock: &Arc<dyn Clock>, runtime: Handle) -> Self {
+        let documents = Arc::new(Documents::open(&state.documents()));
+        Self {
             jobs: Arc::new(Jobs::open(Arc::clone(&documents), Arc::clone(clock), runtime)),
             tokens: Tokens::open(&documents),
             schedules: Schedules::open(&documents),
-            audit: AuditLog::open(state.audit())?,
+            audit: AuditLog::open(state.audit()),
             documents,
-        })
+        }
+    }
+}
+
+/// Writes down what the audit log has summed up, until it is dropped.
+pub(crate) async fn settle_audit(served: Arc<Served>) {
+    loop {
+        tokio::time::sleep(SETTLE).await;
+        let settling = Arc::clone(&served);
+        // What is lost by a panic is said by it.
+        let _ = tokio::task::spawn_blocking(move || settling.records.audit.settle(Instant::now())).await;
     }
 }
 
@@ -88,7 +103,7 @@ impl Access for Served {
     }
 
     fn record(&self, line: &AuditLine) {
-        if let Err(error) = self.records.audit.record(line) {
+        if let Err(error) = self.records.audit.record(line, Instant::now()) {
             tracing::error!(%error, ?line, "the audit log cannot be written");
         }
     }
@@ -99,7 +114,7 @@ impl Access for Served {
 
     fn keep_answer(&self, answer: &KeptAnswer) -> Result<(), Problem> {
         let kept = self.records.documents.put(Kind::Answer, &answer.key, Expected::Anything, answer);
-        kept.map(|_| ()).map_err(|error| Problem::caused(ProblemKind::Internal, &error))
+        kept.map(|_| ()).map_err(|error| of_document(&error))
     }
 
     fn drop_answer(&self, key: &str) {

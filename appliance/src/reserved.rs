@@ -1,7 +1,9 @@
-//! Labels that only the appliance writes: those whose keys begin with `lamina/`. Callers see them and cannot set or change them.
+//! Labels that only the appliance writes: those whose keys begin with `lamina/`. Callers see them and cannot set or change them. And the one
+//! by which a schedule knows its snapshots: nobody takes it off by writing others in its place, since then nothing would delete them.
 
 use lamina_api::label::{Labels, MAX_LABELS};
 use lamina_api::problem::{Problem, ProblemKind};
+use laminad::schedule::LABEL as SCHEDULE;
 
 /// How their keys begin.
 const PREFIX: &str = "lamina/";
@@ -51,7 +53,36 @@ pub(crate) fn replaced(before: &lamina_contract::Labels, wanted: &Labels) -> Res
         return Err(refused(key));
     }
     let kept = before.iter().filter(|(key, _)| is_reserved(key)).map(|(key, value)| (key.clone(), value.clone()));
-    Ok(kept.chain(wanted.iter().map(|(key, value)| (key.to_owned(), value.to_owned()))).collect())
+    bounded(kept.chain(wanted.iter().map(|(key, value)| (key.to_owned(), value.to_owned()))).collect())
+}
+
+/// As [`replaced`], of a snapshot: the label of its schedule stays too.
+pub(crate) fn replaced_on_snapshot(before: &lamina_contract::Labels, wanted: &Labels) -> Result<lamina_contract::Labels, Problem> {
+    let mut after = replaced(before, wanted)?;
+    if let Some(schedule) = before.get(SCHEDULE) {
+        if wanted.get(SCHEDULE).is_some_and(|other| other != schedule) {
+            let detail = format!("the label '{SCHEDULE}' of a snapshot that a schedule took is not yours to change");
+            return Err(Problem::new(ProblemKind::InvalidRequest, detail).advise("pin the snapshot to keep it"));
+        }
+        after.insert(SCHEDULE.to_owned(), schedule.clone());
+    }
+    bounded(after)
+}
+
+fn bounded(labels: lamina_contract::Labels) -> Result<lamina_contract::Labels, Problem> {
+    if labels.len() > MAX_LABELS {
+        let own = labels.keys().filter(|key| is_reserved(key) || *key == SCHEDULE).count();
+        let detail = format!("a thing has at most {MAX_LABELS} labels, and {own} of these are the appliance's own");
+        return Err(Problem::new(ProblemKind::InvalidRequest, detail));
+    }
+    Ok(labels)
+}
+
+/// Labels as the interface shows them. Of more than it has room for, which an earlier release may have kept, those that callers gave come
+/// first: the others stay whatever a caller writes.
+pub(crate) fn shown(labels: &lamina_contract::Labels) -> Labels {
+    let (reserved, given): (Vec<_>, Vec<_>) = labels.clone().into_iter().partition(|(key, _)| is_reserved(key));
+    Labels::within_bounds(given.into_iter().chain(reserved))
 }
 
 /// `labels` without what is reserved.
@@ -63,7 +94,7 @@ pub(crate) fn without(labels: &lamina_contract::Labels) -> lamina_contract::Labe
 mod tests {
     use lamina_api::label::Labels;
 
-    use super::{SET, VM, checked, checked_for_vm_snapshot, replaced, without};
+    use super::{PART, SET, VM, checked, checked_for_vm_snapshot, replaced, replaced_on_snapshot, shown, without};
 
     fn labels(texts: &[&str]) -> Labels {
         let mut labels = Labels::default();
@@ -84,6 +115,38 @@ mod tests {
         assert!(replaced(&before, &labels(&["lamina/vm=db"])).is_err());
         assert!(replaced(&before, &labels(&["lamina/new=x"])).is_err());
         assert_eq!(without(&before).into_keys().collect::<Vec<_>>(), ["tier"]);
+    }
+
+    fn kept(labels: &[(&str, &str)]) -> lamina_contract::Labels {
+        labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_snapshot_does_not_leave_its_schedule_unawares() {
+        let before = kept(&[("schedule", "daily"), ("tier", "gold")]);
+        let after = replaced_on_snapshot(&before, &labels(&["tier=silver"])).expect("right");
+        assert_eq!(after, kept(&[("schedule", "daily"), ("tier", "silver")]));
+        assert_eq!(replaced_on_snapshot(&before, &labels(&["schedule=daily"])).expect("repeated"), kept(&[("schedule", "daily")]));
+        assert!(replaced_on_snapshot(&before, &labels(&["schedule=weekly"])).is_err());
+        // On a volume it is a label as any other.
+        assert_eq!(replaced(&before, &labels(&[])).expect("right"), kept(&[]));
+    }
+
+    #[test]
+    fn what_can_be_written_can_be_shown_and_written_again() {
+        let many = |count: usize| -> Vec<String> { (0..count).map(|number| format!("k{number:02}=v")).collect() };
+        let wanted = |count: usize| labels(&many(count).iter().map(String::as_str).collect::<Vec<_>>());
+        let before = kept(&[(VM, "web"), (SET, "1"), (PART, "1/1"), ("schedule", "daily")]);
+        let full = replaced_on_snapshot(&before, &wanted(28)).expect("32 in all");
+        assert_eq!(shown(&full).iter().count(), 32);
+        assert_eq!(replaced_on_snapshot(&full, &shown(&full)).expect("as it was shown"), full);
+        assert!(replaced_on_snapshot(&before, &wanted(29)).is_err());
+        // More than that, from before: nothing that a caller gave is lost by being shown and written again.
+        let mut overfull = before.clone();
+        overfull.extend(without(&replaced(&kept(&[]), &wanted(31)).expect("31")));
+        let seen = shown(&overfull);
+        assert_eq!((seen.iter().count(), seen.get("schedule"), seen.get("k30")), (32, Some("daily"), Some("v")));
+        assert!(replaced_on_snapshot(&overfull, &seen).is_err(), "refused, and nothing is dropped");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use lamina_engine::{SnapshotSpec, Volume};
 use laminad::freeze::FreezePolicy;
 use laminad::runner::{self, Snapshot};
 use laminad::schedule::{Labels, ScheduleName, Subject, Targets};
-use laminad::scheduler::{Record, Scheduler};
+use laminad::scheduler::{Failure, Record, Scheduler};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -24,6 +24,9 @@ use crate::vm_sets::{Set, Wanted};
 
 /// Far more calls than are ever under way: the scheduler starts a few runs at a time.
 const TURNS: u32 = 1024;
+
+/// Characters of a reason that are kept where there is no room for all of it.
+const MOST_WHY: usize = 80;
 
 /// How long the end of the daemon waits for what is under way.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -85,13 +88,14 @@ impl runner::Snapshots for Runs {
 
     fn select(&self, targets: &Targets) -> Option<BTreeSet<Subject>> {
         let mut subjects = targets.named();
-        let vms = self.machines.list().ok()?;
+        // Asked for each schedule every few seconds, with the scheduler's lock held: nothing is parsed here.
+        let vms = self.machines.listed();
         let named = |text: &str| VolumeName::new(text).ok();
         let labels = |labels: &lamina_api::label::Labels| -> Labels {
             labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
         };
         let mut covered = BTreeSet::new();
-        for vm in &vms {
+        for vm in vms.iter() {
             let Some(subject) = named(&vm.name).map(Subject::Vm) else { continue };
             if targets.contain(&subject, &labels(&vm.body.labels)) {
                 covered.extend(vm.body.machine.disks.iter().filter_map(|disk| named(&disk.volume)));
@@ -177,6 +181,13 @@ fn clones(machines: &Machines) -> BTreeSet<(VolumeId, SnapshotId)> {
     open.chain(unopened).map(|parent| (parent.volume, parent.snapshot)).collect()
 }
 
+/// Records whose errors have so many characters at most; none with 0.
+fn with_reasons_of(most: usize, records: &[Record]) -> Vec<Record> {
+    let cut = |failure: &Failure| Failure { why: failure.why.chars().take(most).collect(), ..failure.clone() };
+    let short = |record: &Record| Record { last_error: record.last_error.as_ref().filter(|_| most > 0).map(cut), ..record.clone() };
+    records.iter().map(short).collect()
+}
+
 impl runner::Records for RunRecords {
     type Error = DocumentError;
 
@@ -184,7 +195,15 @@ impl runner::Records for RunRecords {
         if records.is_empty() {
             return self.0.delete(Kind::ScheduleRuns, schedule.as_str(), Expected::Anything);
         }
-        self.0.put(Kind::ScheduleRuns, schedule.as_str(), Expected::Anything, &records).map(|_| ())
+        let put = |records: &[Record]| self.0.put(Kind::ScheduleRuns, schedule.as_str(), Expected::Anything, &records).map(|_| ());
+        match put(records) {
+            // What was done counts for more than why something was not: without reasons 1 MiB has 5,000 subjects, with them 1,000.
+            Err(DocumentError::Full { .. }) => match put(&with_reasons_of(MOST_WHY, records)) {
+                Err(DocumentError::Full { .. }) => put(&with_reasons_of(0, records)),
+                kept => kept,
+            },
+            kept => kept,
+        }
     }
 }
 

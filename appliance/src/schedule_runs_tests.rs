@@ -12,9 +12,9 @@ use lamina_engine::{Background, CloneSpec, JournalConfig, Node, NodeConfig, Seam
 use lamina_stores::LocalDisk;
 use laminad::calendar::Minute;
 use laminad::retention::{Keep, KeepCounts};
-use laminad::runner::Snapshots;
+use laminad::runner::{Records as _, Snapshots};
 use laminad::schedule::{Labels, Schedule, ScheduleName, Subject, TargetLists, Targets};
-use laminad::scheduler::{Record, Scheduler};
+use laminad::scheduler::{Failure, Record, Scheduler};
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -80,7 +80,7 @@ impl Bed {
             };
             node.create_with(spec, VolumeSettings { labels, ..VolumeSettings::default() }).await.expect("made");
         }
-        let documents = Arc::new(Documents::open(&dir.path().join("documents")).expect("opens"));
+        let documents = Arc::new(Documents::open(&dir.path().join("documents")));
         let machines = Arc::new(Machines::new(node, Arc::clone(&documents), Handle::current()));
         let disks = ["a", "b"].map(|volume| VmDisk { volume: volume.to_owned(), ..VmDisk::default() }).to_vec();
         let machine = Machine { cpus: 1, memory_bytes: 1 << 30, disks, ..Machine::default() };
@@ -220,4 +220,73 @@ async fn a_run_that_was_missed_is_made_up_by_one_after_a_restart() {
     assert_eq!(bed.names("c").len(), 1);
     following.abort();
     let _ = following.await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_vm_is_not_understood_no_volume_is_taken_for_free() {
+    let bed = Bed::new().await;
+    bed.machines.refuse_disks(["c"], None).expect("free");
+    assert!(bed.machines.refuse_disks(["a"], None).is_err());
+    bed.documents.put(Kind::Vm, "odd", Expected::Absent, &serde_json::json!({ "sealed": true })).expect("kept");
+    let refused = bed.machines.refuse_disks(["c"], None).expect_err("perhaps a disk of it");
+    assert!(refused.detail.contains("'odd'"), "{refused}");
+    assert_eq!((bed.machines.listed().len(), bed.documents.troubles().len()), (1, 1), "the other VM is there");
+    assert!(bed.machines.get("odd").is_err() && bed.machines.refuse_taken("odd").is_err());
+    bed.documents.delete(Kind::Vm, "odd", Expected::Anything).expect("deleted");
+    bed.machines.refuse_disks(["c"], None).expect("free again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_are_parsed_when_they_have_changed_and_not_when_somebody_looks() {
+    let bed = Bed::new().await;
+    let listed = bed.machines.listed();
+    assert!(Arc::ptr_eq(&listed, &bed.machines.listed()));
+    bed.runs().select(&Targets::try_from(of_all()).expect("targets")).expect("selected");
+    bed.documents.put(Kind::Job, "0000000000000001", Expected::Absent, &1).expect("kept");
+    assert!(Arc::ptr_eq(&listed, &bed.machines.listed()));
+    let vm = bed.machines.get("web").expect("there");
+    bed.machines.change(&vm, &VmDocument { guest_agent: Some("/a".to_owned()), ..vm.body.clone() }).expect("kept");
+    assert_eq!(bed.machines.listed()[0].body.guest_agent.as_deref(), Some("/a"));
+    assert!(bed.machines.forget(&vm).is_err(), "of another version");
+    bed.machines.forget(&bed.machines.get("web").expect("there")).expect("deleted");
+    assert!(bed.machines.listed().is_empty());
+}
+
+#[test]
+fn what_a_schedule_has_done_stays_while_the_schedule_is_not_understood() {
+    let dir = TempDir::new().expect("tempdir");
+    let documents = Documents::open(&dir.path().join("documents"));
+    let subject = Subject::Volume(name("a"));
+    let records = [Record { subject, done: 7, taken: Some(7), last_error: None }];
+    for schedule in ["newer", "gone"] {
+        documents.put(Kind::ScheduleRuns, schedule, Expected::Absent, &records).expect("kept");
+    }
+    documents.put(Kind::Schedule, "newer", Expected::Absent, &serde_json::json!({ "sealed": true })).expect("kept");
+    let scheduler = Schedules::open(&documents).scheduler();
+    let mut scheduler = scheduler.lock();
+    assert!(scheduler.due(&ManualClock::default(), |_| None).is_empty());
+    let given_up: Vec<_> = scheduler.unsaved().into_iter().map(|(name, records)| (name.to_string(), records.len())).collect();
+    assert_eq!(given_up, [("gone".to_owned(), 0)]);
+}
+
+#[test]
+fn runs_on_thousands_of_volumes_that_fail_are_written_down() {
+    let dir = TempDir::new().expect("tempdir");
+    let documents = Arc::new(Documents::open(&dir.path().join("documents")));
+    let runs = super::RunRecords(Arc::clone(&documents));
+    let failure = |number: usize| Failure { at_ms: 1_767_225_600_000, why: format!("{number:0500}") };
+    let record = |number: usize| Record {
+        subject: Subject::Volume(name(&format!("{number:063}"))),
+        done: 29_453_760,
+        taken: Some(29_453_760),
+        last_error: Some(failure(number)),
+    };
+    let schedule = ScheduleName::new("s").expect("a name");
+    for (count, why) in [(1000, 500), (3000, 80), (5000, 0)] {
+        let records: Vec<_> = (0..count).map(record).collect();
+        runs.save(&schedule, &records).expect("written down");
+        let kept = documents.get::<Vec<Record>>(Kind::ScheduleRuns, "s").expect("understood").expect("there").body;
+        assert_eq!((kept.len(), kept[0].last_error.as_ref().map_or(0, |failure| failure.why.len())), (count, why));
+        assert!(kept.iter().zip(&records).all(|(kept, record)| (&kept.subject, kept.done) == (&record.subject, record.done)));
+    }
 }

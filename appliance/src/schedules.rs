@@ -36,8 +36,11 @@ impl Schedules {
     /// Those that were kept, with what they had done.
     pub(crate) fn open(documents: &Documents) -> Self {
         let runs = documents.list::<Vec<Record>>(Kind::ScheduleRuns);
+        // What a schedule has done is given up with the schedule, but not when that is there and only not understood.
+        let left_out = documents.left_out::<schedule::Schedule>(Kind::Schedule);
+        let is_known = |stored: &Stored<Vec<Record>>| !left_out.any && !left_out.names.contains(&stored.name);
         let named = |stored: Stored<Vec<Record>>| Some((ScheduleName::new(&stored.name).ok()?, stored.body));
-        let mut scheduler = Scheduler::new(runs.into_iter().filter_map(named));
+        let mut scheduler = Scheduler::new(runs.into_iter().filter(is_known).filter_map(named));
         for stored in documents.list::<schedule::Schedule>(Kind::Schedule) {
             scheduler.put(stored.body);
         }

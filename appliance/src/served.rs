@@ -303,7 +303,8 @@ impl Served {
             unopened: &self.node.unopened(),
             unserved: &unserved,
             unreadable: self.repairs.unreadable(),
-            damaged: self.records.documents.damaged(),
+            troubles: &self.records.documents.troubles(),
+            audit: self.records.audit.trouble().as_deref(),
         })
     }
 
@@ -582,9 +583,9 @@ fn few<T: std::fmt::Display>(names: &[T]) -> String {
     text
 }
 
-/// Labels as the interface has them. What a release with other bounds kept is left out rather than refused.
+/// Labels as the interface has them.
 pub(crate) fn labels_of(labels: &lamina_contract::Labels) -> Labels {
-    Labels::try_from(labels.clone()).unwrap_or_default()
+    reserved::shown(labels)
 }
 
 fn settings_in(request: &CreateVolume) -> Result<VolumeSettings, Problem> {
@@ -643,7 +644,7 @@ pub(crate) fn of_engine(error: &EngineError) -> Problem {
         EngineError::SnapshotsHoldParent { .. } => conflict("delete its snapshots, flatten it, and take new ones"),
         EngineError::Cancelled => Problem::caused(ProblemKind::Conflict, error),
         EngineError::NotInWindow { begins, .. } => Problem::caused(ProblemKind::Conflict, error).advise(match begins {
-            Some(begins) => format!("its window begins at {}", lamina_api::instant::rfc3339(*begins)),
+            Some(begins) => format!("its window begins at {}", lamina_api::instant::rfc3339_not_before(*begins)),
             None => "it keeps no past: set a CDP window first".to_owned(),
         }),
         EngineError::TooManyWaiting { .. }
@@ -659,8 +660,41 @@ pub(crate) fn of_engine(error: &EngineError) -> Problem {
         EngineError::Store { .. } => {
             Problem::caused(ProblemKind::Unavailable, error).advise("`lamina status` says which drives are missing or full")
         }
-        _ => Problem::caused(ProblemKind::Internal, error).advise("the daemon's log says more"),
+        // The map's pages are in the store, too.
+        EngineError::Map(_) if is_of_store(error) => {
+            Problem::caused(ProblemKind::Unavailable, error).advise("`lamina status` says which drives are missing or full")
+        }
+        EngineError::Unreadable { .. } => Problem::caused(ProblemKind::Unavailable, error)
+            .advise("bring missing drives back (`lamina status`) and ask again; what stays unreadable must be restored first"),
+        EngineError::LeftAlone { .. } => Problem::caused(ProblemKind::Unavailable, error).advise("ask again"),
+        EngineError::Interrupted => Problem::caused(ProblemKind::Unavailable, error).advise("ask again when it is back"),
+        EngineError::Thread(_) => Problem::caused(ProblemKind::Unavailable, error)
+            .advise("the system has no thread to give: lower the load, or raise its limits"),
+        EngineError::Map(_)
+        | EngineError::Journal(_)
+        | EngineError::Cache(_)
+        | EngineError::Format { .. }
+        | EngineError::BlockMissing { .. }
+        | EngineError::WrongBlock { .. }
+        | EngineError::JournalDamage { .. }
+        | EngineError::JournalGap { .. }
+        | EngineError::NoRoot { .. }
+        | EngineError::MemoryCap { .. } => {
+            Problem::caused(ProblemKind::Internal, error).advise("`lamina status` and the daemon's log say more")
+        }
     }
+}
+
+/// Whether a store that did not answer is at the end of it.
+fn is_of_store(error: &EngineError) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        if next.is::<object_store::Error>() {
+            return true;
+        }
+        cause = next.source();
+    }
+    false
 }
 
 fn of_server(error: &ServerError) -> Problem {
@@ -674,4 +708,36 @@ fn of_server(error: &ServerError) -> Problem {
 
 pub(crate) fn unkept(error: &std::io::Error) -> Problem {
     Problem::new(ProblemKind::Internal, format!("the list of detached volumes could not be written: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use lamina_api::problem::ProblemKind;
+    use lamina_contract::{BlockAddress, Timestamp, VolumeId};
+    use lamina_engine::EngineError;
+    use object_store::path::Path;
+
+    use super::of_engine;
+
+    #[test]
+    fn what_passes_by_itself_or_by_bringing_drives_back_is_no_defect() {
+        let (volume, object) = (VolumeId(1), Path::from("v/sco/1"));
+        for error in [
+            EngineError::Unreadable { volume, block: BlockAddress(1) },
+            EngineError::LeftAlone { object: object.clone() },
+            EngineError::Interrupted,
+        ] {
+            let problem = of_engine(&error);
+            assert_eq!((problem.kind, problem.advice.is_some()), (ProblemKind::Unavailable, true), "{error}");
+        }
+        for error in [EngineError::BlockMissing { object: object.clone() }, EngineError::NoRoot { volume }] {
+            assert_eq!(of_engine(&error).kind, ProblemKind::Internal, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_moment_that_is_advised_lies_within_the_window() {
+        let error = EngineError::NotInWindow { volume: VolumeId(1), begins: Some(Timestamp(1_767_225_600_250)) };
+        assert!(of_engine(&error).advice.is_some_and(|advice| advice.ends_with("2026-01-01T00:00:01Z")));
+    }
 }

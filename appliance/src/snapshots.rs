@@ -4,6 +4,7 @@
 //! `at-<time>` a moment of the past. Clones are made in groups; each group is there with its sockets or not at all, and a job that ends early
 //! says which it made.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -201,7 +202,7 @@ impl Snapshots for Served {
         let volume = self.open_volume(volume)?;
         let found = self.find_snapshot(&volume, &name_of(snapshot)?)?;
         let change = SnapshotChange {
-            labels: change.labels.as_ref().map(|labels| reserved::replaced(&found.note.labels, labels)).transpose()?,
+            labels: change.labels.as_ref().map(|labels| reserved::replaced_on_snapshot(&found.note.labels, labels)).transpose()?,
             description: change.description.clone(),
             pinned: change.pinned,
         };
@@ -258,10 +259,12 @@ impl Snapshots for Served {
         if let From::Snapshot(name) = &from {
             self.find_snapshot(&parent, name)?;
         }
+        let known = self.records()?.into_iter().filter(|record| !record.deleting).map(|record| record.spec.name);
+        let known: BTreeSet<VolumeName> = known.collect();
         for name in &request.names {
             let name = VolumeName::new(name).map_err(|error| of_unit(&error))?;
             self.check_socket(&name)?;
-            if self.find(&name).is_ok() {
+            if known.contains(&name) {
                 return Err(Problem::new(ProblemKind::Conflict, format!("a volume named '{name}' exists already"))
                     .advise("choose other names"));
             }

@@ -9,7 +9,7 @@ use lamina_api::problem::{Problem, ProblemKind};
 use lamina_api::role::Role;
 use lamina_api::token::{CreateToken, DEFAULT_LIFE_SECONDS, NewToken, Token, TokenList};
 use lamina_contract::Timestamp;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::documents::{DocumentError, Documents, Expected, Kind};
+use crate::machines::of_document;
 
 /// So that a secret is recognised where it should not be: in a log, in a repository.
 const PREFIX: &str = "lamina_";
@@ -44,8 +45,10 @@ struct Known {
 /// All tokens.
 #[derive(Debug)]
 pub(crate) struct Tokens {
-    /// By name; what the documents hold.
+    /// By name; what the documents hold. Every request looks here: never held across I/O.
     known: RwLock<Vec<Known>>,
+    /// Held during each change, so that they go one at a time.
+    changes: Mutex<()>,
 }
 
 impl Tokens {
@@ -58,7 +61,7 @@ impl Tokens {
                 None => tracing::error!(token = %stored.name, "a token without a digest: nobody has it"),
             }
         }
-        Self { known: RwLock::new(known) }
+        Self { known: RwLock::new(known), changes: Mutex::default() }
     }
 
     /// Whose secret this is.
@@ -84,8 +87,8 @@ impl Tokens {
 
     /// Makes one.
     pub(crate) fn create(&self, documents: &Documents, request: &CreateToken, now: Timestamp) -> Result<NewToken, Problem> {
-        let mut known = self.known.write();
-        if known.len() >= MAX_TOKENS {
+        let _changes = self.changes.lock();
+        if self.known.read().len() >= MAX_TOKENS {
             return Err(Problem::new(ProblemKind::Conflict, format!("there are {MAX_TOKENS} tokens already"))
                 .advise("delete those that nobody uses"));
         }
@@ -108,10 +111,11 @@ impl Tokens {
                 Problem::new(ProblemKind::Conflict, format!("a token named '{}' exists already", request.name))
                     .advise("choose another name")
             }
-            error => Problem::caused(ProblemKind::Internal, &error),
+            error => of_document(&error),
         })?;
         let made = Known { name: request.name.clone(), kept, digest };
         let token = shown(&made);
+        let mut known = self.known.write();
         let at = known.partition_point(|other| other.name < made.name);
         known.insert(at, made);
         Ok(NewToken { token, secret })
@@ -119,10 +123,12 @@ impl Tokens {
 
     /// Deletes one; from this moment nobody has it, whatever becomes of its document.
     pub(crate) fn delete(&self, documents: &Documents, name: &str) -> Result<(), Problem> {
+        let _changes = self.changes.lock();
         let mut known = self.known.write();
         let at = known.iter().position(|token| token.name == name);
         let at = at.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("no token '{name}'")))?;
         known.remove(at);
+        drop(known);
         documents.delete(Kind::Token, name, Expected::Anything).map_err(|error| {
             Problem::caused(ProblemKind::Internal, &error).advise("a restart may bring it back: delete it again then")
         })
@@ -152,6 +158,8 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use lamina_api::page::Page;
     use lamina_api::problem::ProblemKind;
     use lamina_api::role::Role;
@@ -168,7 +176,7 @@ mod tests {
     #[test]
     fn a_token_outlives_a_restart_and_its_secret_is_nowhere() {
         let dir = tempfile::TempDir::new().expect("tempdir");
-        let documents = Documents::open(&dir.path().join("documents")).expect("opens");
+        let documents = Documents::open(&dir.path().join("documents"));
         let tokens = Tokens::open(&documents);
         let made = tokens.create(&documents, &request("ci"), Timestamp(1000)).expect("made");
         assert_eq!(made.secret.len(), "lamina_".len() + 64);
@@ -176,7 +184,7 @@ mod tests {
         let file = std::fs::read_to_string(dir.path().join("documents/token/ci.json")).expect("file");
         assert!(!file.contains(&made.secret["lamina_".len()..]));
 
-        let documents = Documents::open(&dir.path().join("documents")).expect("opens");
+        let documents = Documents::open(&dir.path().join("documents"));
         let tokens = Tokens::open(&documents);
         let caller = tokens.identify(&made.secret, Timestamp(60_999)).expect("known");
         assert_eq!((caller.who.as_str(), caller.role, caller.scope.as_deref()), ("token:ci", Role::Operator, Some("dev-")));
@@ -187,5 +195,33 @@ mod tests {
         assert!(tokens.identify(&made.secret, Timestamp(0)).is_none());
         assert_eq!(tokens.delete(&documents, "ci").expect_err("gone").kind, ProblemKind::NotFound);
         assert!(Tokens::open(&documents).list(&Page::all()).tokens.is_empty());
+    }
+
+    #[test]
+    fn nobody_waits_to_be_known_while_a_change_of_tokens_waits_for_the_disk() {
+        let dir = tempfile::TempDir::new().expect("tempdir");
+        let documents = Documents::open(&dir.path().join("documents"));
+        let tokens = Tokens::open(&documents);
+        let [stays, goes] = ["stays", "goes"].map(|name| tokens.create(&documents, &request(name), Timestamp(0)).expect("made"));
+        std::thread::scope(|scope| {
+            let slow = documents.hold_changes();
+            let making = scope.spawn(|| tokens.create(&documents, &request("late"), Timestamp(0)).expect("made"));
+            let deleting = scope.spawn(|| tokens.delete(&documents, "goes").expect("deleted"));
+            let (told, heard) = std::sync::mpsc::channel();
+            let (tokens, stays) = (&tokens, &stays);
+            scope.spawn(move || {
+                // Long enough for both to have begun.
+                std::thread::sleep(Duration::from_millis(200));
+                let known = tokens.identify(&stays.secret, Timestamp(0)).is_some();
+                told.send((known, tokens.list(&Page::all()).tokens.len())).expect("heard");
+            });
+            let answered = heard.recv_timeout(Duration::from_secs(5));
+            drop(slow);
+            let (known, count) = answered.expect("answered while the disk was slow");
+            assert!(known && (1..=2).contains(&count), "{count}");
+            let late = making.join().expect("no panic");
+            deleting.join().expect("no panic");
+            assert!(tokens.identify(&late.secret, Timestamp(0)).is_some() && tokens.identify(&goes.secret, Timestamp(0)).is_none());
+        });
     }
 }

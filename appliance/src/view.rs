@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lamina_api::instant::rfc3339;
+use lamina_api::instant::{rfc3339, rfc3339_not_before};
 use lamina_api::status::{CacheStatus, Degradation, Health, Space, Status, StoreStatus};
 use lamina_api::target::{Target, TargetList, TargetState};
 use lamina_api::volume::{Qos, Volume, VolumeCounters, VolumeSettings, VolumeState};
@@ -51,7 +51,7 @@ pub(crate) fn volume(
         clones: relations.clones_of_volume(record.id),
         snapshots: open.map_or(0, |volume| volume.snapshot_count() as u32),
         settings: settings_of(&record.settings),
-        cdp_start: open.and_then(lamina_engine::Volume::past_begins).map(rfc3339),
+        cdp_start: open.and_then(lamina_engine::Volume::past_begins).map(rfc3339_not_before),
         counters: status.map(|status| counters(status, front)).unwrap_or_default(),
     }
 }

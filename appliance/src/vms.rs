@@ -220,6 +220,7 @@ impl Vms for Served {
             return Err(Problem::new(ProblemKind::Conflict, format!("VM '{name}' got other disks meanwhile")).advise("ask again"));
         }
         if volumes {
+            self.machines.refuse_disks(disks.iter().map(|disk| disk.spec.name.as_str()), Some(&vm.name))?;
             self.delete_disks(unguested.detached(), disks)?;
         }
         self.machines.forget(&vm)
@@ -281,7 +282,7 @@ impl Vms for Served {
                         progress.phase("going back");
                         let discarded = served.take_back(&vm, &disks, &parts)?.to_string();
                         let volumes = disks.iter().map(|disk| disk.spec().name.to_string()).collect();
-                        Ok(JobResult { volumes, vms: vec![vm.name], discarded: Some(discarded) })
+                        Ok(JobResult { volumes, vms: vec![vm.name], discarded: Some(discarded), ..JobResult::default() })
                     });
                     working.await.unwrap_or_else(|_| Err(Problem::new(ProblemKind::Internal, "going back failed unexpectedly")))
                 })?;

@@ -188,6 +188,27 @@ fn a_damaged_document_is_a_degradation() {
 }
 
 #[test]
+fn a_vm_of_a_newer_release_is_left_alone_and_so_are_all_volumes() {
+    let place = Place::new();
+    let daemon = place.start();
+    daemon.create("web").expect("made");
+    assert!(daemon.terminate().success());
+    let path = place.state().join("meta/documents/vm/web.json");
+    let text = "{\"magic\":\"lamina-document\",\"format\":2,\"sealed\":true}\n{}";
+    std::fs::write(&path, text).expect("written");
+    // An audit log that is none is no reason either.
+    let audit = place.state().join("audit/audit.log");
+    std::fs::remove_file(&audit).expect("removed");
+    std::fs::create_dir(&audit).expect("made");
+    let daemon = place.start();
+    assert!(daemon.degraded("document-newer").contains("vm/web.json"));
+    assert!(daemon.degraded("audit-failed").contains("cannot be written"));
+    assert_eq!(kind(daemon.ask(async |client| client.delete(&name("web"), false).await)), ProblemKind::Conflict);
+    assert!(daemon.terminate().success());
+    assert_eq!(std::fs::read_to_string(&path).expect("still there"), text);
+}
+
+#[test]
 fn mistakes_with_volumes_are_told_apart() {
     let place = Place::new();
     let daemon = place.start();

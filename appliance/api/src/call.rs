@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::appliance::Appliance;
 use crate::caller::Caller;
 use crate::label::Labels;
+use crate::metrics_pages::MetricsPages;
 use crate::name::{JobId, Name, volume_name};
 use crate::page::Page;
 use crate::problem::{Problem, ProblemKind};
@@ -20,6 +21,7 @@ use crate::tag::{Tagged, tag_of};
 /// What a handler gets.
 pub struct Call {
     pub(crate) appliance: Arc<dyn Appliance>,
+    pub(crate) pages: Arc<MetricsPages>,
     pub(crate) caller: Caller,
     pub(crate) parameters: Vec<(String, String)>,
     pub(crate) query: Vec<(&'static str, String)>,
@@ -32,7 +34,7 @@ pub struct Answer {
     pub(crate) status: u16,
     pub(crate) media_type: &'static str,
     pub(crate) tag: Option<String>,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Bytes,
     /// Whoever waits for an end may ask again.
     pub(crate) unfinished: bool,
 }
@@ -44,14 +46,14 @@ pub(crate) const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 impl Answer {
     /// 204.
     pub(crate) fn nothing() -> Self {
-        Self { status: 204, media_type: JSON, tag: None, body: Vec::new(), unfinished: false }
+        Self { status: 204, media_type: JSON, tag: None, body: Bytes::new(), unfinished: false }
     }
 
     /// JSON.
     pub(crate) fn json<T: Serialize>(status: u16, body: &T) -> Result<Self, Problem> {
         let body = serde_json::to_vec(body)
             .map_err(|error| Problem::new(ProblemKind::Internal, format!("the answer could not be written: {error}")))?;
-        Ok(Self { status, body, ..Self::nothing() })
+        Ok(Self { status, body: body.into(), ..Self::nothing() })
     }
 
     /// JSON with an entity tag.
@@ -60,8 +62,8 @@ impl Answer {
     }
 
     /// Something that is not JSON.
-    pub(crate) fn other(media_type: &'static str, body: Vec<u8>) -> Self {
-        Self { status: 200, media_type, body, ..Self::nothing() }
+    pub(crate) fn other(media_type: &'static str, body: impl Into<Bytes>) -> Self {
+        Self { status: 200, media_type, body: body.into(), ..Self::nothing() }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Who asks: found out once, at the beginning of a request.
 
+use crate::job::{Job, JobKind};
 use crate::problem::{Problem, ProblemKind};
 use crate::role::Role;
 
@@ -25,6 +26,15 @@ impl Caller {
     #[must_use]
     pub fn reaches(&self, volume: &str) -> bool {
         self.scope.as_ref().is_none_or(|scope| volume.starts_with(scope))
+    }
+
+    /// Whether it reaches a job: those about VMs are as the VMs, for callers without a scope.
+    #[must_use]
+    pub fn reaches_job(&self, job: &Job) -> bool {
+        match job.kind {
+            JobKind::CloneVolume | JobKind::RollbackVolume | JobKind::FlattenVolume => self.reaches(&job.subject),
+            JobKind::CloneVm | JobKind::RollbackVm => self.scope.is_none(),
+        }
     }
 
     /// Refuses a volume outside the caller's scope.

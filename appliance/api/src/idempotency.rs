@@ -134,7 +134,7 @@ impl Answers {
         match &outcome {
             Ok(answer) => {
                 let fits = !secret && answer.media_type == JSON && answer.body.len() <= MAX_KEPT_BYTES;
-                let body = if fits { String::from_utf8(answer.body.clone()).ok() } else { None };
+                let body = if fits { String::from_utf8(answer.body.to_vec()).ok() } else { None };
                 let answered = Answered { status: answer.status, tag: answer.tag.clone(), body };
                 if let Err(problem) = self.appliance.keep_answer(&kept(Some(answered.clone()))) {
                     tracing::warn!(%problem, "an answer is not kept: after a restart its request is refused as unknown");
@@ -193,7 +193,7 @@ fn repeated(entry: &Entry, keyed: &Keyed) -> Result<Answer, Problem> {
         State::Known(answered) => Ok(Answer {
             status: answered.status,
             tag: answered.tag.clone(),
-            body: answered.body.clone().unwrap_or_default().into_bytes(),
+            body: answered.body.clone().unwrap_or_default().into(),
             ..Answer::nothing()
         }),
     }

@@ -13,6 +13,12 @@ pub fn rfc3339(at: Timestamp) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
 
+/// The same for the beginning of something: the first whole second within, so that asking for the time that is shown is not too early.
+#[must_use]
+pub fn rfc3339_not_before(at: Timestamp) -> String {
+    rfc3339(Timestamp(at.0.div_ceil(1000).saturating_mul(1000)))
+}
+
 /// The Gregorian date `days` after 1970-01-01, counted in eras of 400 years that begin in March, so that leap days come last.
 fn civil(days: u64) -> (u64, u64, u64) {
     // 719,468 days from 0000-03-01 to 1970-01-01; 146,097 days an era.
@@ -95,7 +101,7 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
 mod tests {
     use lamina_contract::Timestamp;
 
-    use super::{parse_rfc3339, rfc3339};
+    use super::{parse_rfc3339, rfc3339, rfc3339_not_before};
 
     #[test]
     fn times_are_read_back_in_any_zone_and_refused_when_the_calendar_has_none() {
@@ -123,6 +129,15 @@ mod tests {
         ] {
             assert_eq!(parse_rfc3339(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_beginning_that_is_shown_lies_within() {
+        for at in [0, 1, 999, 1000, 1001, 1_767_225_600_250] {
+            let shown = parse_rfc3339(&rfc3339_not_before(Timestamp(at))).expect("a time");
+            assert!(shown.0 >= at && shown.0 < at + 1000, "{at}: {shown:?}");
+        }
+        assert!(rfc3339_not_before(Timestamp(u64::MAX)).ends_with('Z'));
     }
 
     #[test]

@@ -117,15 +117,26 @@ impl JobUnit {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct JobResult {
-    /// Names of the volumes that it made or changed.
+    /// Names of the volumes that it made or changed, the first 1000.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<String>,
-    /// Names of the VMs that it made or changed.
+    /// How many more volumes there are than are named.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_volumes: u64,
+    /// Names of the VMs that it made or changed, the first 1000.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub vms: Vec<String>,
+    /// How many more VMs there are than are named.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_vms: u64,
     /// The automatic snapshot that keeps what a rollback discarded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discarded: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One job.

@@ -2,19 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use lamina_contract::snapshot::{MOST_LABEL_VALUE, MOST_LABELS};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::problem::{Problem, ProblemKind};
 
-/// Labels a thing may have.
+/// Labels a thing may have, those that the appliance gives it included.
 pub const MAX_LABELS: usize = 32;
 /// Bytes of a label's key.
 const MAX_KEY: usize = 63;
 /// Characters of a label's value.
 const MAX_VALUE: usize = 128;
 
-/// Keys with values. A key matches `[a-z0-9][a-z0-9._/-]{0,62}`; a value has up to 128 characters, none of them a control character.
+// What is accepted here the engine keeps.
+const _: () = assert!(MAX_LABELS <= MOST_LABELS && MAX_VALUE <= MOST_LABEL_VALUE);
+
+/// Keys with values. A key matches `[a-z0-9][a-z0-9._/-]{0,62}`; a value has up to 128 characters and 255 bytes, and no control characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "BTreeMap<String, String>")]
 #[schema(value_type = BTreeMap<String, String>)]
@@ -30,7 +34,7 @@ pub enum LabelError {
     #[error("a label's key matches [a-z0-9][a-z0-9._/-]{{0,62}}")]
     Key,
     /// A value that is too long or not printable.
-    #[error("a label's value has up to {MAX_VALUE} characters and no control characters")]
+    #[error("a label's value has up to {MAX_VALUE} characters in up to {MOST_LABEL_VALUE} bytes and no control characters")]
     Value,
     /// Text that is not `key=value`.
     #[error("a label is written key=value")]
@@ -73,6 +77,20 @@ impl Labels {
         asked.iter().all(|(key, value)| self.get(key) == Some(value))
     }
 
+    /// Labels that were accepted once, perhaps with other bounds: values are cut, and the last ones left out, rather than all refused.
+    #[must_use]
+    pub fn within_bounds(labels: impl IntoIterator<Item = (String, String)>) -> Self {
+        let cut = |(key, value): (String, String)| {
+            let printable = value.chars().filter(|character| !character.is_control()).take(MAX_VALUE);
+            let mut value: String = printable.collect();
+            while value.len() > MOST_LABEL_VALUE {
+                value.pop();
+            }
+            check(&key, &value).is_ok().then_some((key, value))
+        };
+        Self(labels.into_iter().filter_map(cut).take(MAX_LABELS).collect())
+    }
+
     /// Adds a label that is written `key=value`.
     ///
     /// # Errors
@@ -100,7 +118,7 @@ fn check(key: &str, value: &str) -> Result<(), LabelError> {
     if !begins || key.len() > MAX_KEY || !key.bytes().all(inside) {
         return Err(LabelError::Key);
     }
-    if value.chars().count() > MAX_VALUE || value.chars().any(char::is_control) {
+    if value.chars().count() > MAX_VALUE || value.len() > MOST_LABEL_VALUE || value.chars().any(char::is_control) {
         return Err(LabelError::Value);
     }
     Ok(())
@@ -108,6 +126,8 @@ fn check(key: &str, value: &str) -> Result<(), LabelError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::Labels;
 
     #[test]
@@ -122,5 +142,29 @@ mod tests {
         let many: String = (0..33).map(|n| format!("\"k{n}\":\"\",")).collect();
         assert!(serde_json::from_str::<Labels>(&format!("{{{}}}", many.trim_end_matches(','))).is_err());
         assert!(asked.add("novalue").is_err());
+    }
+
+    #[test]
+    fn what_is_accepted_here_the_engine_keeps() {
+        let one = |value: String| Labels::try_from(BTreeMap::from([("a".to_owned(), value)]));
+        // 1 to 4 bytes a character.
+        for (character, most) in [('x', 128), ('ä', 127), ('€', 85), ('😀', 63)] {
+            for count in [most, most + 1] {
+                let value: String = std::iter::repeat_n(character, count).collect();
+                let kept = lamina_contract::snapshot::check_labels(&BTreeMap::from([("a".to_owned(), value.clone())])).is_ok();
+                let accepted = one(value.clone()).is_ok();
+                assert_eq!(accepted, count == most, "{character} {count}");
+                assert!(kept || !accepted, "{character} {count}");
+                let shown = Labels::within_bounds([("a".to_owned(), value.clone())]);
+                assert!(shown.get("a").is_some_and(|shown| value.starts_with(shown) && shown.chars().count() == most));
+            }
+        }
+    }
+
+    #[test]
+    fn labels_beyond_the_most_cost_the_last_ones_and_not_all() {
+        let labels = (0..40).map(|n| (format!("k{n:02}"), "v\n".to_owned())).chain([("Bad".to_owned(), String::new())]);
+        let shown = Labels::within_bounds(labels);
+        assert_eq!((shown.iter().count(), shown.get("k31"), shown.get("k32")), (32, Some("v"), None));
     }
 }

@@ -23,6 +23,8 @@ pub mod vm;
 pub mod volume;
 
 #[cfg(feature = "server")]
+mod answer_body;
+#[cfg(feature = "server")]
 pub mod appliance;
 #[cfg(feature = "server")]
 mod call;
@@ -41,6 +43,8 @@ pub mod idempotency;
 #[cfg(feature = "server")]
 pub mod listener;
 #[cfg(feature = "server")]
+mod metrics_pages;
+#[cfg(feature = "server")]
 pub mod openapi;
 #[cfg(feature = "server")]
 mod overview_calls;
@@ -52,6 +56,8 @@ pub mod rate;
 pub mod route;
 #[cfg(feature = "server")]
 pub mod routes;
+#[cfg(feature = "server")]
+mod start;
 #[cfg(feature = "server")]
 pub mod table;
 #[cfg(feature = "server")]

@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::caller::Caller;
 use crate::connection::{self, HEADER_PATIENCE};
+use crate::rate::network;
 use crate::role::Role;
 use crate::routes::Peer;
 use crate::tls::Tls;
@@ -285,6 +286,8 @@ struct Slot {
 
 impl Slots {
     fn take(&self, address: IpAddr) -> Option<Slot> {
+        // As rates are counted: one customer of IPv6 has more addresses than there are connections.
+        let address = network(address);
         let one = Arc::clone(&self.all).try_acquire_owned().ok()?;
         let mut counts = self.of_address.lock();
         let count = counts.entry(address).or_insert(0);
@@ -305,5 +308,28 @@ impl Drop for Slot {
                 counts.remove(&self.address);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::{MAX_NETWORK, MAX_OF_ADDRESS, Slots};
+
+    #[test]
+    fn one_customer_of_ipv6_has_the_connections_of_one_address() {
+        let slots = Slots { all: Arc::new(Semaphore::new(MAX_NETWORK)), of_address: Arc::default() };
+        let address = |last: usize| format!("2001:db8:1:2::{last:x}").parse().expect("ip");
+        let mut held: Vec<_> = (0..MAX_NETWORK).map_while(|last| slots.take(address(last))).collect();
+        assert_eq!(held.len(), MAX_OF_ADDRESS);
+        let neighbour = slots.take("2001:db8:1:3::1".parse().expect("ip"));
+        assert!(neighbour.is_some() && slots.take(address(1)).is_none());
+        held.pop();
+        assert!(slots.take(address(1)).is_some());
+        drop((held, neighbour));
+        assert!(slots.of_address.lock().is_empty());
     }
 }

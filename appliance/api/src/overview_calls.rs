@@ -23,14 +23,14 @@ pub(crate) fn targets(call: &Call) -> Result<Answer, Problem> {
 }
 
 pub(crate) fn metrics(call: &Call) -> Result<Answer, Problem> {
-    Ok(Answer::other(METRICS, call.appliance.metrics().into_bytes()))
+    Ok(Answer::other(METRICS, call.pages.page(|| call.appliance.metrics())?))
 }
 
 /// A caller with a scope sees the jobs of its own volumes, page by page of all.
 pub(crate) fn list_jobs(call: &Call) -> Result<Answer, Problem> {
     let state = call.text("state").and_then(|text| JobState::ALL.into_iter().find(|state| state.as_str() == text));
     let mut list = call.appliance.jobs(state, &call.page()?)?;
-    list.jobs.retain(|job| call.caller.reaches(&job.subject));
+    list.jobs.retain(|job| call.caller.reaches_job(job));
     Answer::json(200, &list)
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn forget_job(call: &Call) -> Result<Answer, Problem> {
 
 /// A job out of a caller's scope is as one that is not there.
 fn reached(call: &Call, job: Job) -> Result<Job, Problem> {
-    if call.caller.reaches(&job.subject) { Ok(job) } else { Err(Problem::new(ProblemKind::NotFound, format!("no job {}", job.id))) }
+    if call.caller.reaches_job(&job) { Ok(job) } else { Err(Problem::new(ProblemKind::NotFound, format!("no job {}", job.id))) }
 }
 
 pub(crate) fn list_tokens(call: &Call) -> Result<Answer, Problem> {

@@ -64,7 +64,7 @@ impl Rates {
 }
 
 /// One customer of IPv6 has a /64 of addresses.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(address) => match address.to_ipv4_mapped() {
             Some(address) => IpAddr::V4(address),

@@ -1,8 +1,9 @@
 //! Requests to calls: every request of every listener passes here, and every failure, the router's own too, is answered as a [`Problem`].
 //!
-//! In order: size of the headers, the address's rate, who it is, the route's role and the token's scope, the query, a place among the
-//! requests in flight, the body, and for changes the audit log, one at a time per volume or VM. Calls block, so they are made on threads for
-//! that. A change goes on when its caller hangs up, so that what was done is also noted.
+//! In order: size of the headers, the address's rate, who it is, the route's role and the token's scope, the query, the body, a place among
+//! the requests in flight, and for changes the audit log, one at a time per volume or VM. Reads have places of their own: changes that hang
+//! keep nobody from looking why. Calls block, so they are made on threads for that. A change goes on when its caller hangs up, so that what
+//! was done is also noted; one that has not begun when its caller is told that it takes too long is dropped.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
 use axum::http::request::Parts;
@@ -18,9 +19,11 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
+use http_body_util::BodyExt;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
+use crate::answer_body::AnswerBody;
 use crate::appliance::Appliance;
 use crate::audit::AuditLine;
 use crate::call::{Answer, Call, parse_query};
@@ -28,9 +31,12 @@ use crate::call_counts::{CallCounts, RouteIndex};
 use crate::caller::Caller;
 use crate::idempotency::{Answers, Keyed};
 use crate::instant::rfc3339;
+use crate::metrics_pages::MetricsPages;
+use crate::name::Name;
 use crate::problem::{Problem, ProblemKind};
 use crate::rate::{Rate, Rates, UNKNOWN_COST};
 use crate::route::{Body as Takes, Reach, Route, Verb};
+use crate::start::{Start, too_long};
 use crate::table::{CREATE_TOKEN, ROUTES};
 use crate::tag::list_has;
 use crate::{MAX_BODY_BYTES, MAX_HEADER_BYTES, paths};
@@ -38,8 +44,15 @@ use crate::{MAX_BODY_BYTES, MAX_HEADER_BYTES, paths};
 /// How long a body may take to arrive.
 const BODY_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long a call may take before its caller is told to look again later. The call itself goes on.
+/// How long a call may take, usually.
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How much longer the audit log may take to note a change that came to nothing in time.
+const NOTE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes of bodies that a listener's requests hold at a time, also those that are still arriving: a body holds what of it has come. More
+/// than the 64 connections of one address can hold, at 1 MiB each.
+const BODY_ROOM: usize = 96 << 20;
 
 /// Between two looks at a job that somebody waits for.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
@@ -66,15 +79,19 @@ pub struct Peer {
 /// What a listener's clients may do together and each.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Requests that are worked on at a time.
-    pub in_flight: usize,
+    /// Changes that are worked on at a time.
+    pub changes: usize,
+    /// Other requests that are, and answers of them that are being read.
+    pub reads: usize,
+    /// How long a call may take before its caller is told to look again later. One that has begun goes on.
+    pub patience: Duration,
     /// Requests of an address; only where peers have one.
     pub rate: Rate,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { in_flight: 48, rate: Rate { per_second: 50.0, burst: 200.0 } }
+        Self { changes: 48, reads: 48, patience: CALL_PATIENCE, rate: Rate { per_second: 50.0, burst: 200.0 } }
     }
 }
 
@@ -87,13 +104,24 @@ pub struct Interface {
     locks: Vec<Arc<Mutex<()>>>,
     waiting: Arc<Semaphore>,
     counts: Arc<CallCounts>,
+    pages: Arc<MetricsPages>,
 }
 
 /// What one listener's requests share.
 struct Door {
     interface: Arc<Interface>,
-    in_flight: Arc<Semaphore>,
+    changes: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
+    body_room: Arc<Semaphore>,
+    patience: Duration,
     rates: Rates,
+}
+
+/// What a change needs and has while it is made; it goes when that ends, not when its caller hangs up.
+struct Held {
+    _slot: OwnedSemaphorePermit,
+    _body: Option<OwnedSemaphorePermit>,
+    _alone: Option<OwnedMutexGuard<()>>,
 }
 
 /// What stands in a path where its pattern has braces.
@@ -106,19 +134,6 @@ struct RequestId(String);
 /// All routes over `appliance`, for one listener with the usual limits.
 pub fn router(appliance: Arc<dyn Appliance>) -> Router {
     Interface::new(appliance, None).router(Limits::default())
-}
-
-/// Only `/metrics`: all that an address without authentication may ask for.
-pub fn metrics_router(appliance: Arc<dyn Appliance>) -> Router {
-    let text = async |State(appliance): State<Arc<dyn Appliance>>| {
-        let text = blocking(move || Ok(Answer::other(crate::call::METRICS, appliance.metrics().into_bytes()))).await;
-        text.map_or_else(IntoResponse::into_response, response)
-    };
-    Router::new()
-        .route(paths::METRICS, axum::routing::get(text))
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .with_state(appliance)
 }
 
 impl Interface {
@@ -134,7 +149,26 @@ impl Interface {
             locks,
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             counts: Arc::new(CallCounts::new()),
+            pages: Arc::new(MetricsPages::new()),
         })
+    }
+
+    /// Only `/metrics`: all that an address without authentication may ask for.
+    pub fn metrics_router(self: &Arc<Self>) -> Router {
+        let text = async |State(interface): State<Arc<Self>>| {
+            let page = move || interface.pages.page(|| interface.appliance.metrics());
+            match tokio::time::timeout(CALL_PATIENCE, tokio::task::spawn_blocking(page)).await {
+                Ok(Ok(Ok(page))) => response(Answer::other(crate::call::METRICS, page), None),
+                Ok(Ok(Err(problem))) => problem.into_response(),
+                Ok(Err(_)) => unexpected().into_response(),
+                Err(_) => too_long().into_response(),
+            }
+        };
+        Router::new()
+            .route(paths::METRICS, axum::routing::get(text))
+            .fallback(no_route)
+            .method_not_allowed_fallback(no_method)
+            .with_state(Arc::clone(self))
     }
 
     /// What its requests came to.
@@ -143,20 +177,32 @@ impl Interface {
         Arc::clone(&self.counts)
     }
 
-    /// Runs a blocking call on a thread for that. A panic in it is the caller's 500 and nobody else's trouble.
-    async fn blocking<T: Send + 'static>(&self, call: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
-        match &self.calls {
-            // By way of a task, so that the thread is started by one of theirs.
-            Some(calls) => calls.spawn(blocking(call)).await.unwrap_or_else(|_| Err(unexpected())),
-            None => blocking(call).await,
-        }
+    /// Runs a blocking call on a thread for that; `None` when it takes longer, and goes on. A panic in it is the caller's 500 and nobody
+    /// else's trouble.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        until: Instant,
+        call: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+    ) -> Option<Result<T, Problem>> {
+        let working = async {
+            match &self.calls {
+                // By way of a task, so that the thread is started by one of theirs.
+                Some(calls) => calls.spawn(async { tokio::task::spawn_blocking(call).await }).await.and_then(|made| made),
+                None => tokio::task::spawn_blocking(call).await,
+            }
+        };
+        let made = tokio::time::timeout_at(until.into(), working).await.ok()?;
+        Some(made.unwrap_or_else(|_| Err(unexpected())))
     }
 
     /// All routes of the table, for one listener.
     pub fn router(self: &Arc<Self>, limits: Limits) -> Router {
         let door = Arc::new(Door {
             interface: Arc::clone(self),
-            in_flight: Arc::new(Semaphore::new(limits.in_flight)),
+            changes: Arc::new(Semaphore::new(limits.changes)),
+            reads: Arc::new(Semaphore::new(limits.reads)),
+            body_room: Arc::new(Semaphore::new(BODY_ROOM)),
+            patience: limits.patience,
             rates: Rates::new(limits.rate),
         });
         let mut router = Router::new();
@@ -178,12 +224,24 @@ impl Interface {
             .with_state(door)
     }
 
-    /// The lock of what `path` is about: `/api/v1/volumes/web/…`.
-    fn lock(&self, path: &str) -> Option<Arc<Mutex<()>>> {
+    /// The lock of what a change is about: a volume with all that stands under it, a VM, a list.
+    fn lock(&self, route: &Route, parameters: &[(String, String)]) -> Option<Arc<Mutex<()>>> {
         let mut hasher = DefaultHasher::new();
-        path.split('/').skip(3).take(2).for_each(|part| part.hash(&mut hasher));
+        // `/api/v1/volumes/{name}/…`
+        route.path.split('/').nth(3).hash(&mut hasher);
+        parameters.first().map(|(_, value)| value).hash(&mut hasher);
         self.locks.get(hasher.finish() as usize % LOCKS).cloned()
     }
+}
+
+/// The path that `parameters` stand for, however it was spelled; with the pattern's words in place of those that `shown` refuses.
+fn path_of(route: &Route, parameters: &[(String, String)], shown: impl Fn(&str) -> bool) -> String {
+    let part = |part: &'static str| {
+        let name = part.strip_prefix('{').and_then(|part| part.strip_suffix('}'));
+        let value = name.and_then(|name| parameters.iter().find(|(key, _)| key == name));
+        value.map_or(part, |(_, value)| if shown(value) { value.as_str() } else { part }).to_owned()
+    };
+    route.path.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
 fn filter(verb: Verb) -> MethodFilter {
@@ -252,13 +310,15 @@ impl Door {
         };
         if route.method.is_read() {
             let answer = self.read(route, &parts, parameters, caller).await;
-            return answer.map_or_else(IntoResponse::into_response, |answer| self.conditional(&parts, answer));
+            return answer.map_or_else(IntoResponse::into_response, |(answer, slot)| conditional(&parts, answer, slot));
         }
-        let change = tokio::spawn(async move { self.change(route, parts, parameters, body, caller).await });
-        match tokio::time::timeout(CALL_PATIENCE, change).await {
+        let (start, until) = (Arc::new(Start::default()), Instant::now() + self.patience);
+        let begun = Arc::clone(&start);
+        let change = tokio::spawn(async move { self.change(route, parts, parameters, body, caller, (&begun, until)).await });
+        match tokio::time::timeout_at((until + NOTE_PATIENCE).into(), change).await {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => unexpected().into_response(),
-            Err(_) => too_long().into_response(),
+            Err(_) => start.overdue().into_response(),
         }
     }
 
@@ -281,42 +341,27 @@ impl Door {
         parts: &Parts,
         parameters: Vec<(String, String)>,
         caller: Caller,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<(Answer, OwnedSemaphorePermit), Problem> {
         allowed(route, &caller, &parameters)?;
         let query = parse_query(route, parts.uri.query().unwrap_or_default())?;
-        let call =
-            Arc::new(Call { appliance: Arc::clone(&self.interface.appliance), caller, parameters, query, body: Bytes::new() });
+        let call = Arc::new(self.interface.call(caller, parameters, query, Bytes::new()));
         let until = Instant::now() + Duration::from_secs(call.number("wait").unwrap_or(0));
         let mut waits = None;
         let mut pause = FIRST_LOOK;
         loop {
-            let slot = self.slot()?;
+            let slot = slot(&self.reads)?;
             let asked = Arc::clone(&call);
-            let answer = self.interface.blocking(move || {
-                let answer = (route.handler)(&asked);
-                drop(slot);
-                answer
-            });
-            let answer = answer.await?;
+            let asking = self.interface.blocking(Instant::now() + self.patience, move || Ok(((route.handler)(&asked)?, slot)));
+            let (answer, slot) = asking.await.unwrap_or_else(|| Err(too_long()))?;
             if !answer.unfinished || Instant::now() >= until {
-                return Ok(answer);
+                return Ok((answer, slot));
             }
+            drop(slot);
             if waits.is_none() {
                 waits = Some(Arc::clone(&self.interface.waiting).try_acquire_owned().map_err(|_| busy())?);
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LOOK_PAUSE);
-        }
-    }
-
-    /// An answer, or 304 when the caller has it.
-    fn conditional(&self, parts: &Parts, answer: Answer) -> Response {
-        let asked = parts.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-        match (&answer.tag, asked) {
-            (Some(tag), Some(list)) if list_has(list, tag) == Some(true) => {
-                response(Answer { status: 304, body: Vec::new(), ..answer })
-            }
-            _ => response(answer),
         }
     }
 
@@ -328,6 +373,7 @@ impl Door {
         parameters: Vec<(String, String)>,
         body: Body,
         caller: Caller,
+        (start, until): (&Arc<Start>, Instant),
     ) -> Response {
         let mut line = AuditLine {
             time: String::new(),
@@ -335,14 +381,17 @@ impl Door {
             role: Some(caller.role),
             from: parts.extensions.get::<Peer>().map_or_else(|| "?".to_owned(), |peer| peer.from.clone()),
             method: route.method.method().to_string(),
-            path: parts.uri.path().to_owned(),
+            // What is no name may be anything, of any length.
+            path: path_of(route, &parameters, |value| Name::new(value).is_ok()),
             status: 0,
             request_id: parts.extensions.get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default(),
+            bytes: None,
+            count: None,
         };
-        let made = self.make(route, &parts, parameters, body, caller).await;
+        let made = self.make(route, &parts, parameters, body, caller, (start, until), &mut line.bytes).await;
         let response = match made {
             Ok((answer, repeated)) => {
-                let mut response = response(answer);
+                let mut response = response(answer, None);
                 if repeated {
                     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
                 }
@@ -352,17 +401,18 @@ impl Door {
         };
         line.status = response.status().as_u16();
         let appliance = Arc::clone(&self.interface.appliance);
-        let noted = self.interface.blocking(move || {
+        let noted = self.interface.blocking(Instant::now() + CALL_PATIENCE, move || {
             line.time = rfc3339(appliance.now());
             appliance.record(&line);
             Ok(())
         });
-        if noted.await.is_err() {
+        if !matches!(noted.await, Some(Ok(()))) {
             tracing::error!("a change could not be noted in the audit log");
         }
         response
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a request in its parts, and what becomes of it")]
     async fn make(
         &self,
         route: &'static Route,
@@ -370,42 +420,59 @@ impl Door {
         parameters: Vec<(String, String)>,
         body: Body,
         caller: Caller,
+        (start, until): (&Arc<Start>, Instant),
+        bytes: &mut Option<u64>,
     ) -> Result<(Answer, bool), Problem> {
         allowed(route, &caller, &parameters)?;
         let query = parse_query(route, parts.uri.query().unwrap_or_default())?;
         let condition = if_match(route, &parts.headers)?;
-        let slot = self.slot()?;
-        let body = arrive(&parts.headers, body).await?;
+        let (body, room) = arrive(&parts.headers, body, &self.body_room).await?;
         if matches!(route.body, Takes::Nothing) && !body.is_empty() {
             return Err(Problem::new(ProblemKind::InvalidRequest, "this call takes no body"));
         }
-        let keyed = keyed(route, parts, &caller, &body)?;
+        let keyed = keyed(route, parts, &parameters, &caller, &body)?;
+        let is_data = matches!(route.body, Takes::Bytes);
+        *bytes = is_data.then_some(body.len() as u64);
+        // After the body: whoever sends one slowly holds no place.
+        let slot = slot(&self.changes)?;
         // Bytes of one volume may arrive over several connections at once.
-        let lock = if matches!(route.body, Takes::Bytes) { None } else { self.interface.lock(parts.uri.path()) };
+        let lock = if is_data { None } else { self.interface.lock(route, &parameters) };
         let alone = match lock {
-            Some(lock) => Some(lock.lock_owned().await),
+            Some(lock) => match tokio::time::timeout_at(until.into(), lock.lock_owned()).await {
+                Ok(alone) => Some(alone),
+                Err(_) => return Err(start.overdue()),
+            },
             None => None,
         };
-        let call = Call { appliance: Arc::clone(&self.interface.appliance), caller, parameters, query, body };
-        let interface = Arc::clone(&self.interface);
-        let perform = move || interface.perform(route, &call, condition.as_deref(), keyed.as_ref(), (slot, alone));
-        self.interface.blocking(perform).await
-    }
-
-    fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| busy())
+        let held = Held { _slot: slot, _body: room, _alone: alone };
+        let call = self.interface.call(caller, parameters, query, body);
+        let (interface, begun) = (Arc::clone(&self.interface), Arc::clone(start));
+        let perform = move || {
+            let made = begun.begin().and_then(|()| interface.perform(route, &call, condition.as_deref(), keyed.as_ref()));
+            drop(held);
+            made
+        };
+        self.interface.blocking(until, perform).await.unwrap_or_else(|| Err(start.overdue()))
     }
 }
 
+fn slot(slots: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
+    Arc::clone(slots).try_acquire_owned().map_err(|_| busy())
+}
+
 impl Interface {
-    /// The blocking part of a change. What it holds goes when it ends, not when its caller hangs up.
+    fn call(&self, caller: Caller, parameters: Vec<(String, String)>, query: Vec<(&'static str, String)>, body: Bytes) -> Call {
+        let (appliance, pages) = (Arc::clone(&self.appliance), Arc::clone(&self.pages));
+        Call { appliance, pages, caller, parameters, query, body }
+    }
+
+    /// The blocking part of a change.
     fn perform(
         &self,
         route: &'static Route,
         call: &Call,
         condition: Option<&str>,
         keyed: Option<&Keyed>,
-        held: (OwnedSemaphorePermit, Option<OwnedMutexGuard<()>>),
     ) -> Result<(Answer, bool), Problem> {
         let act = || {
             if let (Some(condition), Some(sight)) = (condition, route.sight()) {
@@ -417,12 +484,21 @@ impl Interface {
             }
             (route.handler)(call)
         };
-        let made = match keyed {
+        match keyed {
             Some(keyed) => self.answers.once(keyed, route.name == CREATE_TOKEN, act),
             None => act().map(|answer| (answer, false)),
-        };
-        drop(held);
-        made
+        }
+    }
+}
+
+/// An answer, or 304 when the caller has it.
+fn conditional(parts: &Parts, answer: Answer, slot: OwnedSemaphorePermit) -> Response {
+    let asked = parts.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    match (&answer.tag, asked) {
+        (Some(tag), Some(list)) if list_has(list, tag) == Some(true) => {
+            response(Answer { status: 304, body: Bytes::new(), ..answer }, None)
+        }
+        _ => response(answer, Some(slot)),
     }
 }
 
@@ -458,47 +534,54 @@ fn if_match(route: &Route, headers: &HeaderMap) -> Result<Option<String>, Proble
     list.map(|list| Some(list.to_owned())).ok_or_else(|| invalid("If-Match is a list of entity tags, or *"))
 }
 
-fn keyed(route: &Route, parts: &Parts, caller: &Caller, body: &Bytes) -> Result<Option<Keyed>, Problem> {
+fn keyed(
+    route: &Route,
+    parts: &Parts,
+    parameters: &[(String, String)],
+    caller: &Caller,
+    body: &Bytes,
+) -> Result<Option<Keyed>, Problem> {
     let Some(key) = parts.headers.get("idempotency-key").filter(|_| route.method == Verb::Post) else { return Ok(None) };
     // What is no text is refused as a key of no characters is.
     let key = key.to_str().unwrap_or_default();
-    let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+    let (path, query) = (path_of(route, parameters, |_| true), parts.uri.query().unwrap_or_default());
     Keyed::new(&caller.who, key, &[path.as_bytes(), query.as_bytes(), body]).map(Some)
 }
 
-async fn arrive(headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+/// The body, and its room.
+async fn arrive(
+    headers: &HeaderMap,
+    mut body: Body,
+    room: &Arc<Semaphore>,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Problem> {
     let too_large = || Problem::new(ProblemKind::TooLarge, format!("a body may have {MAX_BODY_BYTES} bytes"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > MAX_BODY_BYTES as u64) {
         return Err(too_large());
     }
-    match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, MAX_BODY_BYTES)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
-        Ok(Err(_)) => Err(Problem::new(ProblemKind::InvalidRequest, "the body broke off")),
-        Err(_) => {
-            let detail = format!("the body did not arrive within {} seconds", BODY_PATIENCE.as_secs());
-            Err(Problem::new(ProblemKind::Timeout, detail))
+    let until = tokio::time::Instant::now() + BODY_PATIENCE;
+    let (mut bytes, mut held) = (Vec::new(), None::<OwnedSemaphorePermit>);
+    loop {
+        let frame = match tokio::time::timeout_at(until, body.frame()).await {
+            Ok(None) => return Ok((bytes.into(), held)),
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(_))) => return Err(Problem::new(ProblemKind::InvalidRequest, "the body broke off")),
+            Err(_) => {
+                let detail = format!("the body did not arrive within {} seconds", BODY_PATIENCE.as_secs());
+                return Err(Problem::new(ProblemKind::Timeout, detail));
+            }
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > MAX_BODY_BYTES {
+            return Err(too_large());
         }
-    }
-}
-
-fn is_length_limit(error: &axum::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
-    while let Some(next) = cause {
-        if next.is::<http_body_util::LengthLimitError>() {
-            return true;
+        let more = u32::try_from(data.len()).ok().and_then(|more| Arc::clone(room).try_acquire_many_owned(more).ok());
+        let more = more.ok_or_else(busy)?;
+        match &mut held {
+            Some(held) => held.merge(more),
+            none => *none = Some(more),
         }
-        cause = next.source();
-    }
-    false
-}
-
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
-    match tokio::time::timeout(CALL_PATIENCE, tokio::task::spawn_blocking(call)).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(unexpected()),
-        Err(_) => Err(too_long()),
+        bytes.extend_from_slice(&data);
     }
 }
 
@@ -506,22 +589,16 @@ fn unexpected() -> Problem {
     Problem::new(ProblemKind::Internal, "the call failed unexpectedly").advise("the daemon's log says where")
 }
 
-fn too_long() -> Problem {
-    Problem::new(ProblemKind::Unavailable, "the call takes longer than a minute and goes on without you")
-        .advise("look at the state before asking again")
-}
-
 fn busy() -> Problem {
     Problem::new(ProblemKind::TooManyRequests, "as many requests as the interface works on at a time are under way")
         .advise("ask again in a second")
 }
 
-fn response(answer: Answer) -> Response {
-    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+fn response(answer: Answer, slot: Option<OwnedSemaphorePermit>) -> Response {
     let empty = answer.body.is_empty();
-    let mut response = (status, answer.body).into_response();
+    let mut response = Response::new(if empty { Body::empty() } else { Body::new(AnswerBody::new(answer.body, slot)) });
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.remove(header::CONTENT_TYPE);
     if !empty {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer.media_type));
     }
@@ -529,4 +606,31 @@ fn response(answer: Answer) -> Response {
         headers.insert(header::ETAG, tag);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::Body;
+    use axum::http::HeaderMap;
+    use tokio::sync::Semaphore;
+
+    use super::arrive;
+    use crate::problem::ProblemKind;
+
+    #[test]
+    fn bodies_have_room_for_so_many_bytes_in_all_and_no_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("runtime");
+        runtime.block_on(async {
+            let (none, room) = (HeaderMap::new(), Arc::new(Semaphore::new(100)));
+            let (bytes, held) = arrive(&none, Body::from(vec![1; 60]), &room).await.expect("there is room");
+            assert_eq!((bytes.len(), room.available_permits()), (60, 40));
+            let refused = arrive(&none, Body::from(vec![1; 41]), &room).await.expect_err("too much");
+            assert_eq!((refused.kind, room.available_permits()), (ProblemKind::TooManyRequests, 40));
+            drop(held);
+            assert!(arrive(&none, Body::from(vec![1; 100]), &room).await.is_ok());
+            assert_eq!(room.available_permits(), 100);
+        });
+    }
 }

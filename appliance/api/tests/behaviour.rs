@@ -309,7 +309,7 @@ fn a_client_that_does_not_read_is_let_go() {
 #[test]
 fn a_flood_is_answered_429_and_does_not_keep_others_out() {
     let rate = Rate { per_second: 5.0, burst: 20.0 };
-    let served = Listeners::with(Arc::new(FakeAppliance::with_tokens()), Limits { in_flight: 2, rate });
+    let served = Listeners::with(Arc::new(FakeAppliance::with_tokens()), Limits { changes: 2, reads: 2, rate, ..FREE });
     let mut flood = (0..400).map(|_| served.ask(Via::Network, "GET /api/v1/version", &[ADMIN], b""));
     let refused = flood.find(|reply| reply.status != 200).expect("one too many");
     assert_eq!((refused.status, refused.problem().as_str()), (429, "too-many-requests"));
@@ -319,17 +319,102 @@ fn a_flood_is_answered_429_and_does_not_keep_others_out() {
     std::thread::sleep(Duration::from_secs(5));
     let guesses = (0..20).map(|_| served.ask(Via::Network, "GET /api/v1/version", &["authorization: Bearer guess"], b"").status);
     assert!(guesses.filter(|status| *status == 401).count() <= 4);
-    // Two slow bodies hold both places of the local listener; the network's are its own.
-    std::thread::sleep(Duration::from_secs(8));
+}
+
+#[test]
+fn bodies_that_are_sent_slowly_hold_no_places() {
+    let served = Listeners::with(Arc::new(FakeAppliance::with_tokens()), Limits { changes: 2, reads: 2, ..FREE });
     let hold = |_| {
         let mut stream = UnixStream::connect(&served.socket).expect("connects");
         stream.write_all(b"POST /api/v1/volumes HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").expect("sent");
         stream
     };
-    let _held: Vec<_> = (0..2).map(hold).collect();
+    let _held: Vec<_> = (0..40).map(hold).collect();
     std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(served.admin("GET /api/v1/version", "").status, 200);
+    assert_eq!(served.admin("POST /api/v1/volumes", r#"{"name":"a","size_bytes":4096}"#).status, 201);
+}
+
+#[test]
+fn changes_that_hang_keep_nobody_from_looking() {
+    let served = Listeners::with(Arc::new(FakeAppliance::with_tokens()), Limits { changes: 1, reads: 1, ..FREE });
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| served.admin("POST /api/v1/volumes", r#"{"name":"late","size_bytes":4096}"#).status);
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(served.admin("POST /api/v1/volumes", r#"{"name":"b","size_bytes":4096}"#).problem(), "too-many-requests");
+        for line in ["GET /api/v1/status", "GET /metrics", "GET /api/v1/volumes"] {
+            assert_eq!(served.admin(line, "").status, 200, "{line}");
+        }
+        assert!(!slow.is_finished());
+    });
+}
+
+#[test]
+fn a_change_that_has_not_begun_when_its_caller_is_told_never_does() {
+    let limits = Limits { patience: Duration::from_millis(400), ..FREE };
+    let served = Listeners::with(Arc::new(FakeAppliance::with_tokens()), limits);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| served.admin("POST /api/v1/volumes", r#"{"name":"late","size_bytes":4096}"#));
+        std::thread::sleep(Duration::from_millis(200));
+        let key = ["idempotency-key: k"];
+        let body = br#"{"name":"queued","size_bytes":4096}"#;
+        let queued = served.ask(Via::Local, "POST /api/v1/volumes", &key, body);
+        assert_eq!((queued.status, queued.problem().as_str()), (503, "unavailable"));
+        assert!(queued.json()["detail"].as_str().is_some_and(|detail| detail.contains("not begun")), "{}", queued.json());
+        let first = first.join().expect("no panic");
+        assert!(first.json()["detail"].as_str().is_some_and(|detail| detail.contains("goes on without you")), "{}", first.json());
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(served.admin("GET /api/v1/volumes/late", "").status, 200, "it had begun");
+        assert_eq!(served.admin("GET /api/v1/volumes/queued", "").status, 404, "it had not");
+        assert_eq!(served.ask(Via::Local, "POST /api/v1/volumes", &key, body).status, 201, "and may be asked for again");
+        let statuses: Vec<_> = served.fake.audited().iter().map(|line| line.status).collect();
+        assert_eq!(statuses, [503, 503, 201]);
+    });
+}
+
+#[test]
+fn a_name_is_the_same_however_it_is_spelled() {
+    let served = with_volumes(&["late"]);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for line in ["POST /api/v1/volumes/late/attach", "POST /api/v1/volumes/%6c%61te/attach"] {
+            let served = &served;
+            scope.spawn(move || assert_eq!(served.admin(line, "").status, 200));
+        }
+    });
+    assert!(began.elapsed() >= Duration::from_secs(2), "one after the other: {:?}", began.elapsed());
+    assert!(served.fake.audited().iter().skip(1).all(|line| line.path == "/api/v1/volumes/late/attach"));
+    let ask = |line: &str| served.ask(Via::Local, line, &["idempotency-key: k"], br#"{"name":"s"}"#);
+    assert_eq!(ask("POST /api/v1/volumes/late/snapshots").status, 201);
+    let again = ask("POST /api/v1/volumes/l%61te/snapshots");
+    assert_eq!((again.status, again.headers.get("idempotency-replayed").map(String::as_str)), (201, Some("true")));
+}
+
+#[test]
+fn an_answer_holds_its_place_until_it_was_read() {
+    let served = Listeners::with(Arc::new(FakeAppliance::with_tokens()), Limits { reads: 1, ..FREE });
+    assert_eq!(served.admin("POST /api/v1/volumes", r#"{"name":"a","size_bytes":1048576}"#).status, 201);
+    let mut slow = UnixStream::connect(&served.socket).expect("connects");
+    slow.write_all(&request("GET /api/v1/volumes/a/data?offset=0&length=1048576", &[], b"")).expect("sent");
+    std::thread::sleep(Duration::from_millis(500));
     assert_eq!(served.admin("GET /api/v1/version", "").problem(), "too-many-requests");
-    assert_eq!(served.ask(Via::Network, "GET /api/v1/version", &[ADMIN], b"").status, 200);
+    let mut answer = Vec::new();
+    slow.read_to_end(&mut answer).expect("read");
+    assert_eq!(parse(&answer).expect("an answer").body.len(), 1 << 20);
+    assert_eq!(served.admin("GET /api/v1/version", "").status, 200);
+}
+
+#[test]
+fn one_metrics_page_is_made_a_second_however_many_ask() {
+    let served = Listeners::new();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| assert_eq!(served.admin("GET /metrics", "").status, 200));
+        }
+    });
+    let most = began.elapsed().as_secs() + 1;
+    assert!(served.fake.metrics_made.load(Ordering::Relaxed) <= most, "more than one a second");
 }
 
 #[test]

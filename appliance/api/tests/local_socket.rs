@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use lamina_api::client::{Client, ClientError};
 use lamina_api::listener::{LocalListener, MetricsListener};
 use lamina_api::problem::{Problem, ProblemKind};
-use lamina_api::routes;
+use lamina_api::routes::{self, Interface};
 use lamina_api::volume::CreateVolume;
 use lamina_contract::VolumeName;
 use tempfile::TempDir;
@@ -130,7 +130,7 @@ fn metrics_are_served_on_loopback_addresses_only() {
     let listener = MetricsListener::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
     let address = listener.address().expect("address");
     let guard = runtime.enter();
-    runtime.spawn(listener.serve(routes::metrics_router(Arc::new(FakeAppliance::default()))));
+    runtime.spawn(listener.serve(Interface::new(Arc::new(FakeAppliance::default()), None).metrics_router()));
     drop(guard);
     for (path, status, text) in [("/metrics", "200", "lamina_up 1"), ("/api/v1/volumes", "404", "problem")] {
         let mut stream = std::net::TcpStream::connect(address).expect("connect");

@@ -87,6 +87,17 @@ fn a_token_with_a_scope_reaches_its_volumes_and_nothing_else() {
         assert_eq!(served.admin("POST /api/v1/volumes", &body).status, 201);
         assert_eq!(served.admin(&format!("POST /api/v1/volumes/{name}/clones"), &format!(r#"{{"name":"{name}-c"}}"#)).status, 202);
     }
+    // A VM's name is no volume's.
+    assert_eq!(
+        served
+            .admin(
+                "POST /api/v1/vms",
+                r#"{"name":"dev-vm","machine":{"cpus":1,"memory_bytes":1073741824,"disks":[{"volume":"prod-a"}]}}"#
+            )
+            .status,
+        201
+    );
+    assert_eq!(served.admin("POST /api/v1/vms/dev-vm/clones", r#"{"name":"dev-vm2"}"#).status, 202);
     served.fake.add_token("dev", Role::Admin, Some("dev-"));
     let ask = |line: &str, body: &str| served.ask(Via::Network, line, &[&bearer("dev")], body.as_bytes());
     let list = ask("GET /api/v1/volumes", "").json();
@@ -112,7 +123,10 @@ fn a_token_with_a_scope_reaches_its_volumes_and_nothing_else() {
     }
     let other = served.admin("GET /api/v1/jobs", "").json();
     for job in other["jobs"].as_array().expect("jobs").iter().filter(|job| job["subject"] != "dev-a") {
-        assert_eq!(ask(&format!("GET /api/v1/jobs/{}", job["id"].as_str().expect("id")), "").status, 404);
+        let path = format!("/api/v1/jobs/{}", job["id"].as_str().expect("id"));
+        for line in [format!("GET {path}"), format!("POST {path}/cancel"), format!("DELETE {path}")] {
+            assert_eq!(ask(&line, "").status, 404, "{line} {job}");
+        }
     }
 }
 
@@ -195,4 +209,16 @@ fn the_audit_log_says_who_asked_for_which_change_and_what_came_of_it() {
     assert_eq!((first.who.as_str(), first.role, first.from.as_str()), ("token:operator", Some(Role::Operator), "127.0.0.1"));
     assert_eq!((first.method.as_str(), first.status), (Verb::Post.method().as_str(), 201));
     assert_eq!(create.headers.get("x-request-id"), Some(&first.request_id));
+}
+
+#[test]
+fn what_an_audit_line_says_of_a_request_is_bounded_and_counts_bytes() {
+    let served = Listeners::new();
+    assert_eq!(served.admin("POST /api/v1/volumes", r#"{"name":"a","size_bytes":8192}"#).status, 201);
+    let junk = format!("DELETE /api/v1/volumes/{}", "%41".repeat(5000));
+    assert_eq!(served.ask(Via::Network, &junk, &[&bearer("viewer")], b"").status, 403);
+    assert_eq!(served.ask(Via::Network, "PUT /api/v1/volumes/a/data?offset=0", &[&bearer("operator")], &[7; 4096]).status, 204);
+    let lines = served.fake.audited();
+    let seen: Vec<_> = lines.iter().map(|line| (line.path.as_str(), line.bytes)).collect();
+    assert_eq!(seen, [("/api/v1/volumes", None), ("/api/v1/volumes/{name}", None), ("/api/v1/volumes/a/data", Some(4096))]);
 }

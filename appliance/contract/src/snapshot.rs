@@ -18,7 +18,7 @@ pub const MOST_LABELS: usize = 64;
 /// The most bytes of a description.
 pub const MOST_DESCRIPTION: usize = 1024;
 /// The most bytes of a label's value.
-const MOST_LABEL_VALUE: usize = 255;
+pub const MOST_LABEL_VALUE: usize = 255;
 
 /// Checks labels from outside: keys of 1 to 63 characters out of `a-z0-9._/-`, values of up to 255 bytes without control characters.
 ///

@@ -2,7 +2,7 @@
 //!
 //! Jobs end at once, unless their subject's name begins with `slow`: those run until they are cancelled or [`FakeAppliance::finish_jobs`]
 //! is called. A guest is connected to volumes whose name begins with `busy`; `panic` as a volume's name is a bug;
-//! making or deleting one whose name begins with `late` takes a second. Volumes whose name begins with `closed` are not
+//! making, attaching or deleting one whose name begins with `late` takes a second. Volumes whose name begins with `closed` are not
 //! open and cannot list their snapshots, and those that begin with `gone` are deleted when these are asked for.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
@@ -58,11 +58,13 @@ pub struct FakeAppliance {
     numbers: AtomicU64,
     /// Milliseconds since [`BEGAN`].
     pub elapsed_ms: AtomicU64,
+    /// How often a metrics page was made.
+    pub metrics_made: AtomicU64,
 }
 
 impl Default for FakeAppliance {
     fn default() -> Self {
-        Self { state: Mutex::default(), numbers: AtomicU64::new(1), elapsed_ms: AtomicU64::new(0) }
+        Self { state: Mutex::default(), numbers: AtomicU64::new(1), elapsed_ms: AtomicU64::new(0), metrics_made: AtomicU64::new(0) }
     }
 }
 
@@ -243,6 +245,7 @@ impl Overview for FakeAppliance {
     }
 
     fn metrics(&self) -> String {
+        self.metrics_made.fetch_add(1, Ordering::Relaxed);
         "lamina_up 1\n".to_owned()
     }
 }
@@ -342,6 +345,9 @@ impl Volumes for FakeAppliance {
     }
 
     fn attach(&self, name: &VolumeName) -> Result<Volume, Problem> {
+        if name.as_str().starts_with("late") {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
         self.edit(name.as_str(), |volume| {
             volume.state = VolumeState::Attached;
             volume.socket = Some(format!("/run/lamina/vhost/{name}.sock"));

@@ -105,7 +105,8 @@ pub struct Listeners {
 }
 
 /// No limit that a test comes near.
-pub const FREE: Limits = Limits { in_flight: 48, rate: Rate { per_second: 1e6, burst: 1e6 } };
+pub const FREE: Limits =
+    Limits { changes: 48, reads: 48, patience: Duration::from_secs(60), rate: Rate { per_second: 1e6, burst: 1e6 } };
 
 pub fn write_private(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;
