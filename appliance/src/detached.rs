@@ -21,26 +21,20 @@ pub(crate) struct Detached {
 }
 
 impl Detached {
-    /// What the file says. A damaged one counts as empty and is kept beside the next.
-    pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
-        let volumes = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
-            Err(error) => return Err(error),
-            Ok(file) => {
-                let mut bytes = Vec::new();
-                file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-                match parse(&bytes) {
-                    Some(volumes) => volumes,
-                    None => {
-                        let aside = path.with_extension("damaged");
-                        fs::rename(&path, &aside)?;
-                        tracing::warn!(kept = %aside.display(), "the list of detached volumes is damaged: all volumes are attached");
-                        BTreeSet::new()
-                    }
+    /// What the file says. One that is damaged or cannot be read counts as empty, and is kept beside the next if that can be.
+    pub(crate) fn open(path: PathBuf) -> Self {
+        let volumes = match read(&path) {
+            Ok(volumes) => volumes,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the list of detached volumes cannot be read: all volumes are attached");
+                let aside = path.with_extension("damaged");
+                if let Err(error) = fs::rename(&path, &aside) {
+                    tracing::warn!(path = %path.display(), %error, "it cannot be set aside either: the next change replaces it");
                 }
+                BTreeSet::new()
             }
         };
-        Ok(Self { path, volumes })
+        Self { path, volumes }
     }
 
     /// Whether `volume` shall not be attached.
@@ -69,6 +63,15 @@ impl Detached {
     }
 }
 
+fn read(path: &Path) -> io::Result<BTreeSet<VolumeId>> {
+    let mut bytes = Vec::new();
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        opened => opened?.take(MAX_BYTES).read_to_end(&mut bytes)?,
+    };
+    parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))
+}
+
 fn parse(bytes: &[u8]) -> Option<BTreeSet<VolumeId>> {
     let ids: Vec<String> = serde_json::from_slice(bytes).ok()?;
     ids.iter().map(|id| id.parse().ok()).collect()
@@ -94,14 +97,17 @@ mod tests {
     fn the_list_survives_a_restart_and_a_damaged_one_attaches_everything() {
         let dir = tempfile::TempDir::new().expect("tempdir");
         let path = dir.path().join("detached.json");
-        let mut list = Detached::open(path.clone()).expect("opens");
+        let mut list = Detached::open(path.clone());
         list.insert(VolumeId(1)).expect("written");
         list.insert(VolumeId(2)).expect("written");
         list.remove(VolumeId(1)).expect("written");
-        let again = Detached::open(path.clone()).expect("opens");
+        let again = Detached::open(path.clone());
         assert!(again.contains(VolumeId(2)) && !again.contains(VolumeId(1)));
         std::fs::write(&path, b"[\"00000000000").expect("damage");
-        assert!(!Detached::open(path.clone()).expect("opens").contains(VolumeId(2)));
+        assert!(!Detached::open(path.clone()).contains(VolumeId(2)));
         assert!(path.with_extension("damaged").exists());
+        // What cannot be read at all keeps no guest from its disk.
+        std::fs::create_dir(&path).expect("a directory in its place");
+        assert!(!Detached::open(path.clone()).contains(VolumeId(2)));
     }
 }

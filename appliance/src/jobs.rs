@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lamina_api::instant::rfc3339;
 use lamina_api::job::{Job, JobKind, JobList, JobResult, JobState, JobUnit};
@@ -27,6 +27,8 @@ use crate::served::of_engine;
 const MAX_RUNNING: usize = 4;
 /// Jobs that run or wait.
 const MAX_UNFINISHED: usize = 256;
+/// How often it is looked whether all have ended.
+const ENDING_LOOK: Duration = Duration::from_millis(10);
 /// Jobs that have ended and are remembered.
 const MAX_FINISHED: usize = 1000;
 
@@ -120,6 +122,7 @@ pub(crate) struct Jobs {
     entries: Mutex<BTreeMap<JobId, Entry>>,
     next: AtomicU64,
     failed: AtomicU64,
+    ending: AtomicBool,
     turns: Arc<Semaphore>,
     documents: Arc<Documents>,
     clock: Arc<dyn Clock>,
@@ -137,8 +140,7 @@ impl Jobs {
                 job.state = JobState::Failed;
                 job.ended = Some(rfc3339(clock.wall()));
                 job.eta_seconds = None;
-                let problem = Problem::new(ProblemKind::Unavailable, "it was interrupted by a restart of the daemon");
-                job.problem = Some(problem.advise("look at what it made, and ask for the rest again"));
+                job.problem = Some(interrupted());
                 if let Err(error) = documents.put(Kind::Job, &stored.name, Expected::Anything, &job) {
                     // No reason to keep guests waiting: the next start says so again.
                     tracing::warn!(job = %id, %error, "that a job was interrupted is not kept");
@@ -153,6 +155,7 @@ impl Jobs {
             entries: Mutex::new(entries),
             next: AtomicU64::new(next),
             failed: AtomicU64::new(0),
+            ending: AtomicBool::new(false),
             turns,
             documents,
             clock,
@@ -193,6 +196,9 @@ impl Jobs {
             problem: None,
         };
         let mut entries = self.entries.lock();
+        if self.ending.load(Ordering::Acquire) {
+            return Err(Problem::new(ProblemKind::Unavailable, "the daemon is ending"));
+        }
         if entries.values().filter(|entry| entry.work.is_some()).count() >= MAX_UNFINISHED {
             let detail = format!("{MAX_UNFINISHED} jobs run or wait already");
             return Err(Problem::new(ProblemKind::TooManyRequests, detail).advise("wait for some of them"));
@@ -255,7 +261,11 @@ impl Jobs {
                 let made = std::mem::take(&mut *progress.made.lock());
                 job.result = (made != JobResult::default()).then(|| bounded(made));
                 if progress.is_cancelled_by(&problem) {
-                    job.state = JobState::Cancelled;
+                    if self.ending.load(Ordering::Acquire) {
+                        (job.state, job.problem) = (JobState::Failed, Some(interrupted()));
+                    } else {
+                        job.state = JobState::Cancelled;
+                    }
                 } else {
                     self.failed.fetch_add(1, Ordering::Relaxed);
                     (job.state, job.problem) = (JobState::Failed, Some(problem));
@@ -309,6 +319,17 @@ impl Jobs {
         self.entries.lock().get(&id).map(shown).ok_or_else(|| unknown(id))
     }
 
+    /// Has all jobs end where they can, and waits for that, at most for `limit`. None begins from here on.
+    pub(crate) async fn end(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        self.ending.store(true, Ordering::Release);
+        let working = || self.entries.lock().values().filter_map(|entry| Some(entry.work.as_ref()?.0.clone())).collect::<Vec<_>>();
+        working().iter().for_each(|progress| progress.cancel());
+        while Instant::now() < until && !working().is_empty() {
+            tokio::time::sleep(ENDING_LOOK).await;
+        }
+    }
+
     /// Asks a job to end early.
     pub(crate) fn cancel(&self, id: JobId) -> Result<Job, Problem> {
         let entries = self.entries.lock();
@@ -342,6 +363,11 @@ fn bounded(mut result: JobResult) -> JobResult {
     result.more_volumes += cut(&mut result.volumes);
     result.more_vms += cut(&mut result.vms);
     result
+}
+
+fn interrupted() -> Problem {
+    let problem = Problem::new(ProblemKind::Unavailable, "it was interrupted by a restart of the daemon");
+    problem.advise("look at what it made, and ask for the rest again")
 }
 
 fn unknown(id: JobId) -> Problem {

@@ -82,6 +82,8 @@ const API_CALLS: usize = 224;
 
 /// How much the connections' threads stand behind those that serve guests.
 const API_NICE: i32 = 10;
+/// How long jobs may take to come to a place where they can end.
+const JOBS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long tasks that are left may go on after that.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
@@ -226,7 +228,7 @@ fn serve(
     let network = settings.api.as_ref().map(|api| api.listen).zip(tls);
     let network = network.map(|(address, tls)| NetworkListener::bind(address, tls)).transpose();
     let network = network.map_err(system("binding the address of the interface"))?;
-    let detached = Detached::open(state.detached_file()).map_err(system("reading the list of detached volumes"))?;
+    let detached = Detached::open(state.detached_file());
     let parts = runtime.block_on(wiring::open(&settings, state)).map_err(|error| DaemonError::Wiring(Box::new(error)))?;
     let kept = Kept { detached, records: Records::open(state, &parts.clock, runtime.handle().clone()) };
     let mut served = Served::new(parts, settings, state.vhost().to_owned(), kept, runtime.handle().clone());
@@ -275,6 +277,7 @@ fn serve(
             let _ = task.await;
         }
         runs.end().await;
+        served.records.jobs.end(JOBS_PATIENCE).await;
     });
     end(runtime, &served);
     Ok(())

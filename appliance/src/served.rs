@@ -549,9 +549,12 @@ impl Volumes for Served {
         Ok(self.show(&record, &self.relations()?))
     }
 
-    fn detach(&self, name: &VolumeName) -> Result<Volume, Problem> {
+    fn detach(&self, name: &VolumeName, force: bool) -> Result<Volume, Problem> {
         let mut detached = self.detached.lock();
         let record = self.find(name)?;
+        if !force {
+            self.refuse_connected(record.id, name)?;
+        }
         detached.insert(record.id).map_err(|error| unkept(&error))?;
         self.unserve(record.id, name);
         Ok(self.show(&record, &self.relations()?))

@@ -90,11 +90,11 @@ pub trait Volumes: Send + Sync {
     /// `NotFound`, or why it could not be served.
     fn attach(&self, name: &VolumeName) -> Result<Volume, Problem>;
 
-    /// Stops serving a volume. Nothing happens when it is detached.
+    /// Stops serving a volume, which is refused while a guest uses it unless `force` is said. Nothing happens when it is detached.
     ///
     /// # Errors
     /// `NotFound`, or why it could not be stopped.
-    fn detach(&self, name: &VolumeName) -> Result<Volume, Problem>;
+    fn detach(&self, name: &VolumeName, force: bool) -> Result<Volume, Problem>;
 }
 
 /// Snapshots of volumes, and what begins as one.

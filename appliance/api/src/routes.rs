@@ -184,15 +184,11 @@ impl Interface {
         until: Instant,
         call: impl FnOnce() -> Result<T, Problem> + Send + 'static,
     ) -> Option<Result<T, Problem>> {
-        let working = async {
-            match &self.calls {
-                // By way of a task, so that the thread is started by one of theirs.
-                Some(calls) => calls.spawn(async { tokio::task::spawn_blocking(call).await }).await.and_then(|made| made),
-                None => tokio::task::spawn_blocking(call).await,
-            }
-        };
+        let Some(calls) = &self.calls else { return looking(until, call).await };
+        // By way of a task, so that the thread is started by one of theirs.
+        let working = calls.spawn(async { tokio::task::spawn_blocking(call).await });
         let made = tokio::time::timeout_at(until.into(), working).await.ok()?;
-        Some(made.unwrap_or_else(|_| Err(unexpected())))
+        Some(made.and_then(|made| made).unwrap_or_else(|_| Err(unexpected())))
     }
 
     /// All routes of the table, for one listener.
@@ -232,6 +228,16 @@ impl Interface {
         parameters.first().map(|(_, value)| value).hash(&mut hasher);
         self.locks.get(hasher.finish() as usize % LOCKS).cloned()
     }
+}
+
+/// As [`Interface::blocking`], on a thread of the runtime that serves the request, with its priority: looking starts nothing that serves
+/// guests, and a flood of it stands back behind them.
+async fn looking<T: Send + 'static>(
+    until: Instant,
+    call: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Option<Result<T, Problem>> {
+    let made = tokio::time::timeout_at(until.into(), tokio::task::spawn_blocking(call)).await.ok()?;
+    Some(made.unwrap_or_else(|_| Err(unexpected())))
 }
 
 /// The path that `parameters` stand for, however it was spelled; with the pattern's words in place of those that `shown` refuses.
@@ -351,7 +357,7 @@ impl Door {
         loop {
             let slot = slot(&self.reads)?;
             let asked = Arc::clone(&call);
-            let asking = self.interface.blocking(Instant::now() + self.patience, move || Ok(((route.handler)(&asked)?, slot)));
+            let asking = looking(Instant::now() + self.patience, move || Ok(((route.handler)(&asked)?, slot)));
             let (answer, slot) = asking.await.unwrap_or_else(|| Err(too_long()))?;
             if !answer.unfinished || Instant::now() >= until {
                 return Ok((answer, slot));

@@ -93,6 +93,7 @@ pub const ROUTES: &[Route] = &[
     Route::post(paths::VOLUME_DETACH, "detach-volume", "Stops serving a volume.", volumes::detach)
         .least(OPERATOR)
         .reach(Reach::Volume)
+        .queries(&[flag("force", "Although a guest uses it, which loses its disk; without, that is refused.")])
         .answers(&[json(200, Shape::of::<Volume>())]),
     Route::get(paths::SNAPSHOTS, "list-snapshots", "A volume's snapshots by name.", volumes::list_snapshots)
         .least(VIEWER)

@@ -62,7 +62,7 @@ pub(crate) fn attach(call: &Call) -> Result<Answer, Problem> {
 }
 
 pub(crate) fn detach(call: &Call) -> Result<Answer, Problem> {
-    Answer::tagged(200, &call.appliance.detach(&call.volume()?)?)
+    Answer::tagged(200, &call.appliance.detach(&call.volume()?, call.flag("force").unwrap_or(false))?)
 }
 
 pub(crate) fn list_snapshots(call: &Call) -> Result<Answer, Problem> {

@@ -62,7 +62,14 @@ pub(crate) async fn run(verb: &VolumeVerb, session: &Session) -> Result<(), Fail
                 None => show(volume),
             }
         }
-        VolumeVerb::Detach { name } => show(client.tell(&paths::of_volume(name, "detach")).await?),
+        VolumeVerb::Detach { name, yes } => {
+            let path = paths::of_volume(name, "detach");
+            let is_used = client.volume(name).await?.connected;
+            if is_used {
+                confirm::loss(&format!("a guest uses '{name}' and loses its disk"), name.as_str(), *yes)?;
+            }
+            show(client.tell(&if is_used { format!("{path}?force=true") } else { path }).await?)
+        }
         VolumeVerb::Resize { name, size, shrink, yes } => show(resize(name, *size, *shrink, *yes, session).await?),
         VolumeVerb::Set { name, settings, labels, unlabel, yes } => {
             if let Some(seconds) = settings.cdp().filter(|_| !yes) {

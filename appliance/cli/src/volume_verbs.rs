@@ -127,13 +127,20 @@ Cloud Hypervisor needs memory with shared=on; libvirt needs <memoryBacking> with
         queues: u16,
     },
     /// Stops serving a volume and removes its socket. Its data stays.
-    #[command(after_long_help = "\
+    #[command(
+        long_about = "Stops serving a volume, also after restarts, and removes its socket. Its data stays. A guest that uses it loses its \
+disk, which needs a yes.",
+        after_long_help = "\
 Examples:
-  lamina volume detach web")]
+  lamina volume detach web"
+    )]
     Detach {
         /// Its name.
         #[arg(value_parser = VolumeName::new, add = complete::volumes())]
         name: VolumeName,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
     },
     /// Changes a volume's size, also while a guest uses it.
     #[command(

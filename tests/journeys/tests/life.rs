@@ -170,6 +170,8 @@ fn a_guest_that_comes_back_after_a_restart_finds_its_disk_as_it_was() {
         assert!(message.contains("a guest uses volume 'web'"), "{message}");
     }
     let mut seen = [0; 4096];
+    let detached = bed.daemon.call("POST", "/api/v1/volumes/web/detach", &serde_json::Value::Null);
+    assert!(matches!(detached, Err(HarnessError::Refused { code: 409, .. })), "{detached:?}");
     guest.queue().read(Lba(0), &mut seen).expect("read");
     assert_eq!(seen, [7; 4096]);
 

@@ -355,8 +355,11 @@ impl Volumes for FakeAppliance {
         })
     }
 
-    fn detach(&self, name: &VolumeName) -> Result<Volume, Problem> {
+    fn detach(&self, name: &VolumeName, force: bool) -> Result<Volume, Problem> {
         self.edit(name.as_str(), |volume| {
+            if volume.connected && !force {
+                return Err(problem(ProblemKind::Conflict, format!("a guest uses volume '{name}'")).advise("shut the guest down"));
+            }
             volume.state = VolumeState::Detached;
             volume.socket = None;
             volume.connected = false;

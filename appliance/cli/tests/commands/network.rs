@@ -130,7 +130,7 @@ fn a_post_whose_connection_broke_is_sent_once_more_with_the_same_key() {
         }
         keys
     });
-    let output = lamina(dir.path()).arg("--socket").arg(&socket).args(["volume", "detach", "web"]).output().expect("runs");
+    let output = lamina(dir.path()).arg("--socket").arg(&socket).args(["volume", "attach", "web"]).output().expect("runs");
     refused(&output, 5, "seen twice");
     let keys = told.join().expect("keys");
     assert!(keys[0] == keys[1] && keys[0].len() == 32, "{keys:?}");
