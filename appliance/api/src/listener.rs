@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use parking_lot::Mutex;
@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::caller::Caller;
 use crate::connection::{self, HEADER_PATIENCE};
-use crate::rate::network;
+use crate::rate::{Rate, Rates, network};
 use crate::role::Role;
 use crate::routes::Peer;
 use crate::tls::Tls;
@@ -35,6 +35,8 @@ const MAX_TURNED_AWAY: usize = 16;
 /// Connections of the network address at a time; of one address a quarter.
 const MAX_NETWORK: usize = 256;
 const MAX_OF_ADDRESS: usize = 64;
+/// Connections that an address may begin: each is a handshake, which costs more than most requests.
+const CONNECTIONS: Rate = Rate { per_second: 50.0, burst: 200.0 };
 
 /// How often certificates are looked at.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -208,7 +210,7 @@ impl NetworkListener {
     /// When the socket cannot be handed to the runtime.
     pub async fn serve(self, router: Router) -> io::Result<()> {
         let listener = TcpListener::from_std(self.listener)?;
-        let slots = Slots { all: Arc::new(Semaphore::new(MAX_NETWORK)), of_address: Arc::default() };
+        let slots = Slots::new();
         let mut refresh = tokio::time::interval(REFRESH);
         loop {
             let accepted = tokio::select! {
@@ -275,6 +277,7 @@ async fn secured(stream: TcpStream, address: SocketAddr, tls: &Tls, router: Rout
 struct Slots {
     all: Arc<Semaphore>,
     of_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    rates: Rates,
 }
 
 /// A place that is free again when this goes.
@@ -285,9 +288,16 @@ struct Slot {
 }
 
 impl Slots {
+    fn new() -> Self {
+        Self { all: Arc::new(Semaphore::new(MAX_NETWORK)), of_address: Arc::default(), rates: Rates::new(CONNECTIONS) }
+    }
+
     fn take(&self, address: IpAddr) -> Option<Slot> {
         // As rates are counted: one customer of IPv6 has more addresses than there are connections.
         let address = network(address);
+        if !self.rates.admits(address, 1.0, Instant::now()) {
+            return None;
+        }
         let one = Arc::clone(&self.all).try_acquire_owned().ok()?;
         let mut counts = self.of_address.lock();
         let count = counts.entry(address).or_insert(0);
@@ -313,15 +323,11 @@ impl Drop for Slot {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use tokio::sync::Semaphore;
-
     use super::{MAX_NETWORK, MAX_OF_ADDRESS, Slots};
 
     #[test]
     fn one_customer_of_ipv6_has_the_connections_of_one_address() {
-        let slots = Slots { all: Arc::new(Semaphore::new(MAX_NETWORK)), of_address: Arc::default() };
+        let slots = Slots::new();
         let address = |last: usize| format!("2001:db8:1:2::{last:x}").parse().expect("ip");
         let mut held: Vec<_> = (0..MAX_NETWORK).map_while(|last| slots.take(address(last))).collect();
         assert_eq!(held.len(), MAX_OF_ADDRESS);
@@ -331,5 +337,15 @@ mod tests {
         assert!(slots.take(address(1)).is_some());
         drop((held, neighbour));
         assert!(slots.of_address.lock().is_empty());
+    }
+
+    #[test]
+    fn an_address_that_comes_again_and_again_is_held_to_a_rate() {
+        let slots = Slots::new();
+        let address = "192.0.2.1".parse().expect("ip");
+        let taken = (0..10_000).filter(|_| slots.take(address).is_some()).count();
+        // What it may at once, and what comes back to it meanwhile.
+        assert!((200..400).contains(&taken), "{taken}");
+        assert!(slots.take("192.0.2.2".parse().expect("ip")).is_some());
     }
 }

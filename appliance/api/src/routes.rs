@@ -6,7 +6,7 @@
 //! was done is also noted; one that has not begun when its caller is told that it takes too long is dropped.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,12 @@ const NOTE_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of bodies that a listener's requests hold at a time, also those that are still arriving: a body holds what of it has come. More
 /// than the 64 connections of one address can hold, at 1 MiB each.
 const BODY_ROOM: usize = 96 << 20;
+
+/// How long a request beyond what an address may send waits for hearing that.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often the metrics may be asked for where nobody has to say who it is.
+const SCRAPES: Rate = Rate { per_second: 5.0, burst: 20.0 };
 
 /// Between two looks at a job that somebody waits for.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
@@ -105,6 +111,7 @@ pub struct Interface {
     waiting: Arc<Semaphore>,
     counts: Arc<CallCounts>,
     pages: Arc<MetricsPages>,
+    scrapes: Rates,
 }
 
 /// What one listener's requests share.
@@ -150,12 +157,17 @@ impl Interface {
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             counts: Arc::new(CallCounts::new()),
             pages: Arc::new(MetricsPages::new()),
+            scrapes: Rates::new(SCRAPES),
         })
     }
 
     /// Only `/metrics`: all that an address without authentication may ask for.
     pub fn metrics_router(self: &Arc<Self>) -> Router {
         let text = async |State(interface): State<Arc<Self>>| {
+            // Loopback addresses: whoever asks is one of this machine.
+            if !interface.scrapes.admits(Ipv4Addr::LOCALHOST.into(), 1.0, Instant::now()) {
+                return refused(too_many_scrapes()).await;
+            }
             let page = move || interface.pages.page(|| interface.appliance.metrics());
             match tokio::time::timeout(CALL_PATIENCE, tokio::task::spawn_blocking(page)).await {
                 Ok(Ok(Ok(page))) => response(Answer::other(crate::call::METRICS, page), None),
@@ -268,6 +280,18 @@ async fn no_method() -> Problem {
     Problem::new(ProblemKind::MethodNotAllowed, "this path does not take this method")
 }
 
+/// Who sends too much hears of it late: a flood is as slow as that.
+async fn refused(problem: Problem) -> Response {
+    if problem.kind == ProblemKind::TooManyRequests {
+        tokio::time::sleep(REFUSAL_PAUSE).await;
+    }
+    problem.into_response()
+}
+
+fn too_many_scrapes() -> Problem {
+    Problem::new(ProblemKind::TooManyRequests, "the metrics are asked for too often").advise("once in 15 s is usual")
+}
+
 /// What holds for every request, also for those that lead nowhere.
 async fn enter(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
@@ -275,7 +299,7 @@ async fn enter(State(door): State<Arc<Door>>, mut request: Request, next: Next) 
     request.extensions_mut().insert(id.clone());
     let mut response = match door.admit(&request) {
         Ok(()) => next.run(request).await,
-        Err(problem) => problem.into_response(),
+        Err(problem) => refused(problem).await,
     };
     let route = response.extensions().get::<RouteIndex>().copied();
     door.interface.counts.count(route, response.status().as_u16(), began.elapsed());

@@ -139,4 +139,16 @@ fn metrics_are_served_on_loopback_addresses_only() {
         stream.read_to_string(&mut answer).expect("answer");
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(text), "{answer}");
     }
+    // Whoever scrapes without end waits for refusals.
+    let mut stream = std::net::TcpStream::connect(address).expect("connect");
+    let mut answered = |line: &str| {
+        write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").expect("send");
+        let mut answer = [0; 64 << 10];
+        let bytes = stream.read(&mut answer).expect("answer");
+        String::from_utf8_lossy(&answer[..bytes]).starts_with(line)
+    };
+    assert!((0..40).any(|_| answered("HTTP/1.1 429")));
+    let began = Instant::now();
+    assert!(answered("HTTP/1.1 ") && answered("HTTP/1.1 "));
+    assert!(began.elapsed() > Duration::from_millis(400), "{:?}", began.elapsed());
 }

@@ -1,18 +1,19 @@
 //! What hostile clients of the management interface cost a guest: the p99 of its requests while they are at it, beside its p99 in peace.
 //!
-//! They use the local socket and the port of the metrics, since nothing there turns them away by identity. They run on processor time
-//! that nobody else wants (`SCHED_IDLE`): what counts is what the daemon spends on them, not what they spend themselves. Peace and war take
+//! They come over the network, without a token, and over the port of the metrics, where nobody needs one. (The local socket is root's, who
+//! has simpler ways.) They run on processor time that nobody else wants (`SCHED_IDLE`): what counts is what the daemon spends on them, not what they spend themselves. Peace and war take
 //! turns, and the row is the median of the pairs.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lamina_contract::units::ByteSize;
 use lamina_harness::{Daemon, DaemonOptions, HarnessError, VolumeInfo};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::load::{self, Load, Order, Way};
 use crate::report::{Goal, Report};
@@ -57,28 +58,38 @@ impl Kind {
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
-/// Where clients go, and what they got done.
-struct Attack {
-    socket: PathBuf,
+/// Where clients go.
+#[derive(Clone)]
+struct Doors {
+    network: SocketAddr,
     metrics: SocketAddr,
+    trusting: Arc<ClientConfig>,
+}
+
+/// What they do there, and what they got done.
+struct Attack<'a> {
+    doors: &'a Doors,
     kind: Kind,
     over: AtomicBool,
     /// Calls that were answered, or connections that were ended.
     answers: AtomicU64,
 }
 
-impl Attack {
+impl Attack<'_> {
     fn connect(&self, client: usize) -> std::io::Result<(Box<dyn Stream>, &'static str)> {
-        if client.is_multiple_of(2) {
-            let stream = UnixStream::connect(&self.socket)?;
+        let at = |address: &SocketAddr| {
+            let stream = TcpStream::connect_timeout(address, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
-            return Ok((Box::new(stream), "/api/v1/volumes?limit=1000"));
+            Ok::<_, std::io::Error>(stream)
+        };
+        if client.is_multiple_of(2) {
+            return Ok((Box::new(at(&self.doors.metrics)?), "/metrics"));
         }
-        let stream = TcpStream::connect_timeout(&self.metrics, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok((Box::new(stream), "/metrics"))
+        let stream = at(&self.doors.network)?;
+        let name = "localhost".try_into().map_err(std::io::Error::other)?;
+        let session = ClientConnection::new(Arc::clone(&self.doors.trusting), name).map_err(std::io::Error::other)?;
+        Ok((Box::new(StreamOwned::new(session, stream)), "/api/v1/volumes?limit=1000"))
     }
 
     fn is_over(&self) -> bool {
@@ -91,7 +102,6 @@ impl Attack {
         while !self.is_over() {
             if self.connection(client).is_err() {
                 self.answers.fetch_add(1, Ordering::Relaxed);
-                // One that is turned away each time must not spin in `connect` alone.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -139,6 +149,32 @@ impl Attack {
     }
 }
 
+impl Doors {
+    /// Has a daemon listen to the network, with a certificate of its own, and for scrapers.
+    fn of(directory: &Path, options: &mut DaemonOptions) -> Result<Self, HarnessError> {
+        let port = || Daemon::free_port().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let (network, metrics) = (port()?, port()?);
+        let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]);
+        let own = own.map_err(|error| HarnessError::file("make a certificate in", directory)(std::io::Error::other(error)))?;
+        let write = |name: &str, text: String| {
+            let path = directory.join(name);
+            let written = std::fs::write(&path, text);
+            let kept = written.and_then(|()| std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)));
+            kept.map_err(HarnessError::file("write", &path))?;
+            Ok::<_, HarnessError>(path.display().to_string())
+        };
+        let (certificate, key) = (write("server.pem", own.cert.pem())?, write("server.key", own.signing_key.serialize_pem())?);
+        let text = format!("api_listen: {network}\napi_certificate: {certificate}\napi_key: {key}\n");
+        options.extra.extend(["--config".to_owned(), write("lamina.yaml", text)?]);
+        options.extra.extend(["--metrics-listen".to_owned(), metrics.to_string()]);
+        let mut roots = RootCertStore::empty();
+        let trusted = roots.add(own.cert.der().clone());
+        trusted.map_err(|error| HarnessError::file("trust a certificate of", directory)(std::io::Error::other(error)))?;
+        let trusting = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        Ok(Self { network, metrics, trusting: Arc::new(trusting) })
+    }
+}
+
 /// Only what processor time nobody else wants.
 fn stand_back() {
     let parameter = libc::sched_param { sched_priority: 0 };
@@ -154,8 +190,7 @@ pub(crate) fn run(root: &Path, settings: &Settings, report: &mut Report) -> Resu
     options.journal = Some(ByteSize(1 << 30));
     options.cache = Some(ByteSize(512 << 20));
     options.memory = Some(ByteSize(512 << 20));
-    let metrics: SocketAddr = ([127, 0, 0, 1], Daemon::free_port()?).into();
-    options.extra.extend(["--metrics-listen".to_owned(), metrics.to_string()]);
+    let doors = Doors::of(&directory, &mut options)?;
     let daemon = Daemon::start(options)?;
     for number in 0..VOLUMES {
         daemon.create_volume(&format!("bystander-{number}"), ByteSize(64 << 20))?;
@@ -176,7 +211,7 @@ pub(crate) fn run(root: &Path, settings: &Settings, report: &mut Report) -> Resu
     load::run(&guest.socket, &fill, 1)?;
     for kind in Kind::ALL {
         for (what, load) in [("reads", load(Way::Read, Order::Random)), ("writes", load(Way::Write, Order::Random))] {
-            let war = War { daemon: &daemon, guest: &guest, metrics, kind, pairs: if settings.quick { 1 } else { 7 } };
+            let war = War { doors: &doors, guest: &guest, kind, pairs: if settings.quick { 1 } else { 9 } };
             war.row(what, &load, report)?;
         }
     }
@@ -185,9 +220,8 @@ pub(crate) fn run(root: &Path, settings: &Settings, report: &mut Report) -> Resu
 
 /// One kind of client against one kind of guest.
 struct War<'a> {
-    daemon: &'a Daemon,
+    doors: &'a Doors,
     guest: &'a VolumeInfo,
-    metrics: SocketAddr,
     kind: Kind,
     pairs: usize,
 }
@@ -220,13 +254,7 @@ impl War<'_> {
     }
 
     fn under_attack<T>(&self, answers: &mut u64, measure: impl FnOnce() -> Result<T, HarnessError>) -> Result<T, HarnessError> {
-        let attack = Attack {
-            socket: self.daemon.state().join("run/lamina.sock"),
-            metrics: self.metrics,
-            kind: self.kind,
-            over: AtomicBool::new(false),
-            answers: AtomicU64::new(0),
-        };
+        let attack = Attack { doors: self.doors, kind: self.kind, over: AtomicBool::new(false), answers: AtomicU64::new(0) };
         let measured = std::thread::scope(|scope| {
             for client in 0..self.kind.clients() {
                 let attack = &attack;
