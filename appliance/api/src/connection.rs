@@ -17,6 +17,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use tokio::sync::Semaphore;
+
 use crate::paced::Paced;
 use crate::problem::{Problem, ProblemKind};
 use crate::routes::Peer;
@@ -36,6 +38,11 @@ const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// What is still read from a client when we are done with it.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
+/// So much of it at a time, and not more often: nobody is in a hurry any more.
+const LINGER_PIECE: usize = 64 << 10;
+const LINGER_PAUSE: Duration = Duration::from_millis(20);
+/// Connections that are read on at a time; others are closed at once, and may not hear why.
+static LINGERING: Semaphore = Semaphore::const_new(16);
 
 /// How long a client that is one too many may take to say what it will not get.
 const BUSY_PATIENCE: Duration = Duration::from_secs(1);
@@ -120,9 +127,10 @@ async fn say(stream: &mut (impl AsyncWrite + Unpin), problem: &Problem) {
 }
 
 async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+    let Ok(_place) = LINGERING.try_acquire() else { return };
     let rest = async {
         stream.shutdown().await?;
-        let mut piece = vec![0; 16 << 10];
+        let mut piece = vec![0; LINGER_PIECE];
         let mut left = LINGER_BYTES;
         loop {
             match stream.read(&mut piece).await? {
@@ -132,6 +140,7 @@ async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
             if left == 0 {
                 return Ok(());
             }
+            tokio::time::sleep(LINGER_PAUSE).await;
         }
     };
     // It is over either way.

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lamina_contract::units::ByteSize;
-use lamina_harness::{Daemon, DaemonOptions, HarnessError, VolumeInfo};
+use lamina_harness::{Daemon, DaemonOptions, HarnessError, Place, VolumeInfo};
+use lamina_journeys::drain;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::load::{self, Load, Order, Way};
@@ -183,39 +184,44 @@ fn stand_back() {
     let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameter) };
 }
 
-pub(crate) fn run(root: &Path, settings: &Settings, report: &mut Report) -> Result<(), HarnessError> {
-    let directory = root.join("clients");
-    std::fs::create_dir_all(&directory).map_err(HarnessError::file("make", &directory))?;
-    let mut options = DaemonOptions::six_drives(&directory)?;
+pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<(), HarnessError> {
+    for kind in Kind::ALL {
+        for way in [Way::Read, Way::Write] {
+            // A place each: half a minute of writes are tens of gigabytes.
+            row(Place::new()?.path(), (kind, way), settings, report)?;
+        }
+    }
+    Ok(())
+}
+
+fn row(directory: &Path, (kind, way): (Kind, Way), settings: &Settings, report: &mut Report) -> Result<(), HarnessError> {
+    let mut options = DaemonOptions::six_drives(directory)?;
     options.journal = Some(ByteSize(1 << 30));
     options.cache = Some(ByteSize(512 << 20));
     options.memory = Some(ByteSize(512 << 20));
-    let doors = Doors::of(&directory, &mut options)?;
+    let doors = Doors::of(directory, &mut options)?;
     let daemon = Daemon::start(options)?;
     for number in 0..VOLUMES {
         daemon.create_volume(&format!("bystander-{number}"), ByteSize(64 << 20))?;
     }
     let guest = daemon.create_volume("guest", ByteSize(1 << 30))?;
     let time = Duration::from_secs(if settings.quick { 1 } else { 3 });
-    let load = |way, order| Load {
+    // One request after the other: a guest that takes all processors by itself has no latency to lose.
+    let load = Load {
         way,
-        order,
+        order: Order::Random,
         bytes: 4096,
-        depth: 4,
+        depth: 1,
         set: 128 << 20,
         time,
         warm_up: Duration::from_millis(300),
         poll: settings.poll,
     };
-    let fill = Load { bytes: 1 << 20, time: Duration::from_secs(3), ..load(Way::Write, Order::Sequential) };
+    let fill = Load { way: Way::Write, order: Order::Sequential, bytes: 1 << 20, time: Duration::from_secs(3), ..load };
     load::run(&guest.socket, &fill, 1)?;
-    for kind in Kind::ALL {
-        for (what, load) in [("reads", load(Way::Read, Order::Random)), ("writes", load(Way::Write, Order::Random))] {
-            let war = War { doors: &doors, guest: &guest, kind, pairs: if settings.quick { 1 } else { 9 } };
-            war.row(what, &load, report)?;
-        }
-    }
-    Ok(())
+    drain(&daemon, &["guest"], Duration::from_secs(60))?;
+    let war = War { doors: &doors, guest: &guest, kind, pairs: if settings.quick { 1 } else { 9 } };
+    war.row(if way == Way::Read { "reads" } else { "writes" }, &load, report)
 }
 
 /// One kind of client against one kind of guest.

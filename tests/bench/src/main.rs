@@ -76,7 +76,7 @@ fn run(settings: &Settings, report: &mut Report) -> Result<(), HarnessError> {
         volumes::run(Place::new()?.path(), settings, report)?;
     }
     if settings.wants("clients") {
-        clients::run(Place::new()?.path(), settings, report)?;
+        clients::run(settings, report)?;
     }
     if settings.wants("idle") {
         idle::run(Place::new()?.path(), settings, report)?;
