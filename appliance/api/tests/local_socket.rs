@@ -149,6 +149,7 @@ fn metrics_are_served_on_loopback_addresses_only() {
     };
     assert!((0..40).any(|_| answered("HTTP/1.1 429")));
     let began = Instant::now();
-    assert!(answered("HTTP/1.1 ") && answered("HTTP/1.1 "));
-    assert!(began.elapsed() > Duration::from_millis(400), "{:?}", began.elapsed());
+    // Each refusal takes half a second, in which two or three come back.
+    assert!((0..10).all(|_| answered("HTTP/1.1 ")));
+    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
 }
