@@ -68,10 +68,10 @@ fn colours_are_for_terminals_and_for_those_who_ask() {
 fn the_audit_log_says_who_changed_what() {
     let daemon = daemon();
     daemon.ok(&["volume", "create", "web", "--size", "1GiB"]);
-    daemon.fails(3, &["volume", "detach", "wbe"]);
+    daemon.fails(3, &["volume", "attach", "wbe"]);
     let lines = daemon.json(&["audit", "--limit", "1"]);
     let newest = &lines[0];
-    assert_eq!((newest["method"].as_str(), newest["path"].as_str()), (Some("POST"), Some("/api/v1/volumes/wbe/detach")));
+    assert_eq!((newest["method"].as_str(), newest["path"].as_str()), (Some("POST"), Some("/api/v1/volumes/wbe/attach")));
     assert_eq!((newest["status"].as_u64(), lines.as_array().map(Vec::len)), (Some(404), Some(1)));
     let table = daemon.ok(&["audit"]);
     let rows: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
