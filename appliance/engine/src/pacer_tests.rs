@@ -1,3 +1,5 @@
+//! The pacer on a clock that the tests move: what goes through at once, what waits and for how long, and that nothing waits for ever.
+
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;

@@ -106,8 +106,10 @@ impl Node {
                 }
             }
         }
-        volume.set_size(bytes);
-        volume.size_follows(bytes);
+        {
+            let _append = self.core.journal.lock();
+            volume.set_size(bytes);
+        }
         if bytes < before { self.give_back(volume, ends.0, ends.1).await } else { Ok(()) }
     }
 

@@ -145,6 +145,8 @@ impl Volume {
             Some(target) => {
                 let found = stored.iter().find(|snapshot| snapshot.note.id == target);
                 let found = found.ok_or(EngineError::NoSnapshot { volume: self.id(), snapshot: target })?;
+                // Sizes from before the cut are over: the manifest has that of the state gone back to.
+                self.size_at(next.last_sco, next.size_bytes);
                 next.size_bytes = found.note.size_bytes;
                 let root = found.map_root;
                 Some((root, self.pages.load_root(root).await?))

@@ -161,10 +161,13 @@ pub(crate) struct Opened {
 impl Volume {
     pub(crate) fn new(core: Arc<Core>, opened: Opened) -> Arc<Self> {
         opened.settings.cache_quota.into_iter().for_each(|bytes| core.cache.set_quota(opened.id, Some(bytes)));
+        // The registry knows sizes of behind the cuts that it promises.
+        let last_cut = opened.cuts.back().map(|(cut, _)| cut.note.id).or(opened.layers.last_cut());
+        let size = NextSize { cut: last_cut, ..NextSize::behind(&opened.layers, opened.spec.size_bytes) };
         let volume = Arc::new_cyclic(|this| Self {
             id: opened.id,
             size_bytes: AtomicU64::new(opened.spec.size_bytes),
-            sizes: Mutex::new(VecDeque::from([NextSize::behind(&opened.layers, opened.spec.size_bytes)])),
+            sizes: Mutex::new(VecDeque::from([size])),
             template: AtomicBool::new(opened.settings.template),
             settings: RwLock::new(Arc::new(opened.settings)),
             parent: Mutex::new(opened.parent),
@@ -213,9 +216,9 @@ impl Volume {
         self.size_bytes.load(Ordering::Acquire)
     }
 
-    /// A manifest that holds all that is accepted by now has this size.
-    pub(crate) fn size_follows(&self, bytes: u64) {
-        let _append = self.core.journal.lock();
+    /// Has this size from now on; a manifest has it once it holds all that was accepted and cut before. Under the journal's lock.
+    pub(crate) fn set_size(&self, bytes: u64) {
+        self.size_bytes.store(bytes, Ordering::Release);
         let next = NextSize::behind(&self.layers.read(), bytes);
         self.sizes.lock().push_back(next);
     }
@@ -229,10 +232,6 @@ impl Volume {
             size = sizes.pop_front().map_or(size, |next| next.bytes);
         }
         size
-    }
-
-    pub(crate) fn set_size(&self, bytes: u64) {
-        self.size_bytes.store(bytes, Ordering::Release);
     }
 
     /// What operators set.

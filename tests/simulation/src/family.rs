@@ -14,7 +14,8 @@ use lamina_contract::{
 };
 use lamina_engine::{CloneSpec, EngineError, Node, Snapshot, SnapshotSpec, Volume};
 
-use crate::life::{End, Life, Past, Shape, World};
+use crate::act::Act;
+use crate::life::{Life, Past, Shape, World};
 use crate::log::Event;
 use crate::stamp::{Content, Place, SECTOR, paint, read};
 use crate::transfer::{Pending, transfer};
@@ -39,106 +40,6 @@ pub struct Disk {
 /// All disks, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Disks(pub BTreeMap<String, Disk>);
-
-/// One thing that an operator or a guest does. Disks are named by numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
-    /// A disk of zeros appears.
-    Create {
-        /// Its blocks.
-        blocks: usize,
-    },
-    /// Some blocks get new content.
-    Write {
-        /// Which disk.
-        disk: usize,
-        /// First block.
-        block: usize,
-        /// How many.
-        count: usize,
-    },
-    /// A part of a block gets new content.
-    SubBlock {
-        /// Which disk.
-        disk: usize,
-        /// Which block.
-        block: usize,
-    },
-    /// Some blocks become zero.
-    Discard {
-        /// Which disk.
-        disk: usize,
-        /// First block.
-        block: usize,
-        /// How many.
-        count: usize,
-    },
-    /// A snapshot of one disk.
-    Snapshot {
-        /// Which disk.
-        disk: usize,
-    },
-    /// A block gets new content that is not flushed, and then a snapshot is taken.
-    WriteAndSnapshot {
-        /// Which disk.
-        disk: usize,
-        /// Which block.
-        block: usize,
-    },
-    /// Snapshots of two disks at one moment.
-    SnapshotTwo {
-        /// One disk.
-        disk: usize,
-        /// Another.
-        other: usize,
-    },
-    /// A disk goes back to its snapshot with this number.
-    Rollback {
-        /// Which disk.
-        disk: usize,
-        /// Which of its snapshots.
-        snapshot: usize,
-    },
-    /// Clones of a snapshot.
-    Clone {
-        /// Which disk.
-        disk: usize,
-        /// Which of its snapshots.
-        snapshot: usize,
-        /// How many clones.
-        count: usize,
-    },
-    /// A snapshot is deleted.
-    DeleteSnapshot {
-        /// Which disk.
-        disk: usize,
-        /// Which of its snapshots.
-        snapshot: usize,
-    },
-    /// A disk is deleted with its snapshots.
-    Delete {
-        /// Which disk.
-        disk: usize,
-    },
-    /// A disk becomes larger or smaller.
-    Resize {
-        /// Which disk.
-        disk: usize,
-        /// Its blocks then.
-        blocks: usize,
-        /// Data may be cut off.
-        force: bool,
-    },
-    /// A clone takes over its ancestors' blocks.
-    Flatten {
-        /// Which disk.
-        disk: usize,
-    },
-    /// Everything goes to the store.
-    Store,
-    /// The process ends, and another begins.
-    Restart(End),
-}
 
 /// What went another way than the model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -234,6 +135,13 @@ impl Family {
         let mut history = std::mem::take(&mut self.history);
         history.push(last);
         (history, self.life.into_log())
+    }
+
+    /// What is left when its process is killed now.
+    #[must_use]
+    pub fn killed(self) -> World {
+        let now_ms = self.life.now_ms();
+        World::after(&self.into_history().1, now_ms)
     }
 
     /// The disk with this number, modulo how many there are.

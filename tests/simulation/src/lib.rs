@@ -9,6 +9,7 @@
 //! Parts: [`dice`] chance, [`fault`] I/O errors, [`disk_image`] and [`sim_disk`] the SSD, [`sim_store`] the store, [`sim_registry`]
 //! Coordination, [`stamp`] and [`oracle`] what every sector may hold, [`life`] a running node, [`moment`] and [`explore`] the crashes.
 
+pub mod act;
 pub mod dice;
 pub mod disk_image;
 pub mod explore;

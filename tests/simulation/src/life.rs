@@ -84,6 +84,33 @@ pub struct World {
     pub now_ms: u64,
 }
 
+impl World {
+    /// What `events` make of a world in which nothing was.
+    #[must_use]
+    pub fn after(events: &[Event], now_ms: u64) -> Self {
+        let mut world = Self { now_ms, ..Self::default() };
+        events.iter().for_each(|event| world.apply(event));
+        world
+    }
+
+    /// Goes on by one event.
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Journal(event) => self.journal.apply(event),
+            Event::Cache(event) => self.cache.apply(event),
+            Event::Store(objects) => self.store = Arc::clone(objects),
+            Event::Registry(records) => self.registry = Arc::clone(records),
+            Event::Mark(_) => {}
+        }
+    }
+
+    /// What is left when the node is lost with all its disks and coordination: the store.
+    #[must_use]
+    pub fn store_alone(&self) -> Self {
+        Self { store: Arc::clone(&self.store), now_ms: self.now_ms, ..Self::default() }
+    }
+}
+
 /// A device that was given to a node, with the switch for its faults.
 #[derive(Debug, Clone, Default)]
 pub struct LifeFaults {
@@ -289,6 +316,15 @@ impl Life {
         {
             process.runtime.block_on(process.node.shutdown());
         }
+    }
+
+    /// Kills the process; this life began on `world` with `past`. What it leaves, and what guests know then, nothing of it promised.
+    #[must_use]
+    pub fn killed(self, world: &World, past: &Past) -> (World, Past) {
+        let (models, next_op, volumes) = (Arc::clone(&self.models), self.next_op, past.durable.len());
+        let mut left = world.clone();
+        self.into_log().iter().for_each(|event| left.apply(event));
+        (left, Past { models, durable: vec![0; volumes], stored: vec![0; volumes], next_op })
     }
 
     /// Ends everything and gives what happened.

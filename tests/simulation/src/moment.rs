@@ -48,12 +48,9 @@ impl Moment {
 
     /// Goes on by one event.
     pub fn apply(&mut self, event: &Event) {
-        match event {
-            Event::Journal(event) => self.world.journal.apply(event),
-            Event::Cache(event) => self.world.cache.apply(event),
-            Event::Store(objects) => self.world.store = Arc::clone(objects),
-            Event::Registry(records) => self.world.registry = Arc::clone(records),
-            Event::Mark(mark) => self.mark(*mark),
+        self.world.apply(event);
+        if let Event::Mark(mark) = event {
+            self.mark(*mark);
         }
     }
 

@@ -5,12 +5,12 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lamina_simulation::act::Act;
 use lamina_simulation::dice::Dice;
-use lamina_simulation::disk_image::{DiskImage, Fate};
-use lamina_simulation::family::{Act, Began, Difference, Disk, Disks, Family, compare, shape};
+use lamina_simulation::disk_image::Fate;
+use lamina_simulation::family::{Began, Difference, Disk, Disks, Family, compare, shape};
 use lamina_simulation::life::{End, World};
 use lamina_simulation::log::Event;
 use support::{first_seed, in_parallel, states_wanted};
@@ -58,28 +58,13 @@ fn left(world: &World, crash: Crash, dice: &mut Dice) -> World {
     let count = world.journal.unsynced().len();
     let fates = match crash {
         Crash::Kill => return left,
-        Crash::StoreOnly => {
-            left.journal = DiskImage::default();
-            left.cache = DiskImage::default();
-            left.registry = Arc::default();
-            return left;
-        }
+        Crash::StoreOnly => return world.store_alone(),
         Crash::PowerKeepsAll => vec![Fate::Whole; count],
         Crash::PowerTakesAll => vec![Fate::Lost; count],
         Crash::PowerByChance => (0..count).map(|_| if dice.chance(50) { Fate::Whole } else { Fate::Torn(dice.word()) }).collect(),
     };
     left.journal = world.journal.settle(&fates, |_| crash != Crash::PowerTakesAll);
     left
-}
-
-fn apply(world: &mut World, event: &Event) {
-    match event {
-        Event::Journal(event) => world.journal.apply(event),
-        Event::Cache(event) => world.cache.apply(event),
-        Event::Store(objects) => world.store = Arc::clone(objects),
-        Event::Registry(records) => world.registry = Arc::clone(records),
-        Event::Mark(_) => {}
-    }
 }
 
 fn middles<'a>(history: &'a [Began], name: &'a str) -> impl Iterator<Item = &'a Disk> + Clone {
@@ -139,7 +124,7 @@ impl Looker {
                 }
             }
             if let Some(event) = events.get(at) {
-                apply(&mut world, event);
+                world.apply(event);
             }
         }
         Ok(())

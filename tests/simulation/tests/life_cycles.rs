@@ -5,38 +5,15 @@ mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lamina_simulation::act::Act;
 use lamina_simulation::dice::Dice;
-use lamina_simulation::family::{Act, Disks, Family, shape};
+use lamina_simulation::family::{Disks, Family, shape};
 use lamina_simulation::life::{End, World};
 use support::{first_seed, in_parallel};
 
 /// Histories, unless `LAMINA_SIM_HISTORIES` says otherwise.
 const HISTORIES: u64 = 2_000;
 const MOST_DISKS: usize = 8;
-
-fn throw(dice: &mut Dice, disks: usize) -> Act {
-    if disks == 0 {
-        return Act::Create { blocks: 1 + dice.index(12) };
-    }
-    let (disk, block, snapshot) = (dice.index(64), dice.index(64), dice.index(64));
-    match dice.below(100) {
-        0..=1 if disks < MOST_DISKS => Act::Create { blocks: 1 + dice.index(12) },
-        0..=27 => Act::Write { disk, block, count: 1 + dice.index(4) },
-        28..=31 => Act::SubBlock { disk, block },
-        32..=37 => Act::Discard { disk, block, count: 1 + dice.index(3) },
-        38..=49 => Act::Snapshot { disk },
-        50..=52 => Act::SnapshotTwo { disk, other: dice.index(64) },
-        53..=60 => Act::Rollback { disk, snapshot },
-        61..=69 if disks < MOST_DISKS => Act::Clone { disk, snapshot, count: 1 + dice.index(2) },
-        61..=73 => Act::DeleteSnapshot { disk, snapshot },
-        74..=76 => Act::Delete { disk },
-        77..=80 => Act::Resize { disk, blocks: 1 + dice.index(14), force: dice.chance(50) },
-        81..=84 => Act::Flatten { disk },
-        85..=92 => Act::Store,
-        93..=96 => Act::Restart(End::Killed),
-        _ => Act::Restart(End::Clean),
-    }
-}
 
 fn play(seed: u64) -> u64 {
     let mut dice = Dice::new(seed);
@@ -47,7 +24,7 @@ fn play(seed: u64) -> u64 {
     let length = 10 + dice.index(40);
     let mut acts = Vec::with_capacity(length);
     for _ in 0..length {
-        let act = throw(&mut dice, family.disks.0.len());
+        let act = Act::by_chance(&mut dice, family.disks.0.len(), MOST_DISKS);
         acts.push(act);
         family.act(act).unwrap_or_else(|d| panic!("seed {seed}: {d}\n{acts:?}"));
         if matches!(act, Act::Restart(_)) || dice.chance(4) {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use lamina_simulation::fault::{Fault, When};
 use lamina_simulation::history::{Step, play};
 use lamina_simulation::life::{Life, Past, Shape, World, name_of};
-use lamina_simulation::moment::Moment;
 use lamina_simulation::oracle::{Bounds, Model, Violation};
 use support::small_volume;
 
@@ -19,10 +18,7 @@ fn killed_after(shape: &Shape, history: &[Step]) -> (World, Past) {
     for step in history {
         play(&mut life, shape, *step).unwrap_or_else(|v| panic!("{step:?}: {v}"));
     }
-    let (models, next_op) = (life.models().clone(), life.next_op());
-    let mut moment = Moment::at_start(&world, &past, &models);
-    life.into_log().iter().for_each(|event| moment.apply(event));
-    (moment.world, Past { models, durable: vec![0; shape.volumes.len()], stored: vec![0; shape.volumes.len()], next_op })
+    life.killed(&world, &past)
 }
 
 fn all_of(model: &Model) -> Bounds {
@@ -83,15 +79,10 @@ fn come_back(shape: &Shape, world: &World, past: &Past) {
         // It is stored like any other, and a later start finds it.
         play(&mut life, shape, Step::Write { volume: 0, block: 3 }).unwrap_or_else(|v| panic!("{v}"));
         play(&mut life, shape, Step::Store).unwrap_or_else(|v| panic!("{v}"));
-        let (models, next_op) = (life.models().clone(), life.next_op());
-        let mut moment = Moment::at_start(world, past, &models);
-        life.into_log().iter().for_each(|event| moment.apply(event));
-        let again = Past { models, durable: vec![0; 2], stored: vec![0; 2], next_op };
+        let (left, again) = life.killed(world, past);
         // Of this, the store alone must be enough.
-        let mut left = moment.world;
-        (left.journal, left.cache, left.registry) = Default::default();
-        let life =
-            Life::begin(shape, &left, &again).unwrap_or_else(|v| panic!("store gone after {answered} calls, then alone: {v}"));
+        let life = Life::begin(shape, &left.store_alone(), &again)
+            .unwrap_or_else(|v| panic!("store gone after {answered} calls, then alone: {v}"));
         for model in again.models.iter() {
             let seen = life.read(model.volume).unwrap_or_else(|v| panic!("{v}"));
             model.judge(&seen, all_of(model)).unwrap_or_else(|v| panic!("store gone after {answered} calls, then alone: {v}"));

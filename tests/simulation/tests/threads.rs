@@ -7,69 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lamina_contract::{BlockDevice, IoError, Lba, Op, Request, SectorCount};
-use lamina_engine::{Background, JournalConfig, Node, NodeConfig, Seams, Volume};
+use lamina_engine::{Node, Volume};
 use lamina_simulation::dice::Dice;
-use lamina_simulation::disk_image::DiskImage;
-use lamina_simulation::fault::{Fault, Faults, When};
+use lamina_simulation::fault::{Fault, When};
 use lamina_simulation::life::{VolumeShape, name_of, spec_of};
-use lamina_simulation::log::Log;
-use lamina_simulation::real_clock::RealClock;
-use lamina_simulation::sim_disk::{Role, SimDisk};
-use lamina_simulation::sim_registry::SimRegistry;
-use lamina_simulation::sim_store::SimStore;
 use lamina_simulation::stamp::{Content, Place, SECTOR, paint, read};
 use lamina_simulation::transfer::{Pending, transfer};
+use support::devices::{Devices, runtime};
 use support::small_volume;
 use tokio::runtime::Runtime;
-
-/// Devices that outlive a node, without a log of what happens to them.
-struct Devices {
-    journal: Arc<SimDisk>,
-    cache: Arc<SimDisk>,
-    store: SimStore,
-    store_faults: Faults,
-    registry: Arc<SimRegistry>,
-}
-
-impl Devices {
-    fn fresh() -> Self {
-        let log = Log::default();
-        let _ = log.close();
-        let store_faults = Faults::default();
-        let disk = |role| Arc::new(SimDisk::over(&DiskImage::default(), role, log.clone(), Faults::default()));
-        Self {
-            journal: disk(Role::Journal),
-            cache: disk(Role::Cache),
-            store: SimStore::over(Arc::default(), log.clone(), store_faults.clone()),
-            store_faults,
-            registry: Arc::new(SimRegistry::over(&[], log.clone())),
-        }
-    }
-
-    fn open(&self, runtime: &Runtime) -> Arc<Node> {
-        let seams = Seams {
-            journal_disk: self.journal.clone(),
-            cache_disk: self.cache.clone(),
-            page_store: None,
-            store: Arc::new(self.store.clone()),
-            coordination: self.registry.clone(),
-            clock: Arc::new(RealClock::default()),
-            runtime: runtime.handle().clone(),
-        };
-        let config = NodeConfig {
-            journal: JournalConfig { bytes: 16 << 20, segment_bytes: 4 << 20 },
-            cache_bytes: 4 << 20,
-            memory_cap: 200 << 20,
-            store_lag_ms: 100,
-            background: Background::Running,
-        };
-        runtime.block_on(Node::open(config, seams)).expect("a healthy node opens")
-    }
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().expect("a runtime")
-}
 
 fn create(runtime: &Runtime, node: &Node, shape: &VolumeShape) -> Arc<Volume> {
     runtime.block_on(node.create(spec_of(0, shape))).expect("a healthy node creates")

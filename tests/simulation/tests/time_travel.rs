@@ -3,8 +3,9 @@
 mod support;
 
 use lamina_contract::{Timestamp, VolumeSettings};
+use lamina_simulation::act::Act;
 use lamina_simulation::dice::Dice;
-use lamina_simulation::family::{Act, Disks, Family, shape};
+use lamina_simulation::family::{Disks, Family, shape};
 use lamina_simulation::life::{End, World};
 use lamina_simulation::stamp::Content;
 

@@ -1,17 +1,37 @@
 //! What the tests of this crate share.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod devices;
+pub mod rotten_block;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lamina_contract::{BlockSize, ScoSize};
 use lamina_engine::mutant::{self, Mutant};
 use lamina_simulation::explore::{Effort, Explorer};
+use lamina_simulation::family::{Disks, Family, shape};
 use lamina_simulation::history::{Step, ended, play};
-use lamina_simulation::life::{Life, Shape, VolumeShape};
+use lamina_simulation::life::{Life, Shape, VolumeShape, World};
 
 /// The smallest kind of volume.
 pub fn small_volume(blocks: usize) -> VolumeShape {
     VolumeShape { blocks, block_size: BlockSize::DEFAULT, sco_size: ScoSize::new(1 << 20).expect("1 MiB") }
+}
+
+/// What was done; a panic that says why when it was not.
+#[track_caller]
+pub fn must<T, E: std::fmt::Display>(done: Result<T, E>) -> T {
+    done.unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// No disks yet, on a node that checkpoints each settlement and has no cache.
+pub fn family() -> Family {
+    family_on(&World::default(), Disks::default())
+}
+
+/// The same on `world`, where `disks` are.
+pub fn family_on(world: &World, disks: Disks) -> Family {
+    must(Family::begin(&shape(Some(0), 0), world, disks))
 }
 
 /// Does `count` pieces of work on all CPUs, or fewer when one says that it is enough; panics go through.

@@ -45,10 +45,10 @@ write)
     ;;
 work)
     open
-    mkdir /mnt/work || fail "cannot make a directory"
+    mkdir /mnt/disk || fail "cannot make a directory"
     n=0
     while [ $n -lt "$more" ]; do
-        dd if=/dev/urandom of=/mnt/work/file$n bs=64k count=16 2>/dev/null || fail "cannot write"
+        dd if=/dev/urandom of=/mnt/disk/file$n bs=64k count=16 2>/dev/null || fail "cannot write"
         n=$((n + 1))
     done
     (cd /mnt && sha256sum file* work/* > sums) || fail "cannot read back"
