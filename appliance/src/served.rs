@@ -431,9 +431,15 @@ impl Served {
 }
 
 impl Served {
-    /// Deletes a volume that was found to be free for it and has no socket.
-    pub(crate) fn delete_now(&self, detached: &mut Detached, id: VolumeId, name: &VolumeName) -> Result<(), Problem> {
-        self.runtime.block_on(self.node.delete(id)).map_err(|error| of_engine(&error))?;
+    /// Deletes a volume that was found to be free for it and has no socket, and its snapshots when `snapshots` says so.
+    pub(crate) fn delete_now(
+        &self,
+        detached: &mut Detached,
+        id: VolumeId,
+        name: &VolumeName,
+        snapshots: bool,
+    ) -> Result<(), Problem> {
+        self.runtime.block_on(self.node.delete(id, snapshots)).map_err(|error| of_engine(&error))?;
         if let Err(error) = detached.remove(id) {
             // An identity is never used again: the entry costs 19 bytes.
             tracing::debug!(volume = %name, %error, "the list of detached volumes keeps a deleted one");
@@ -538,7 +544,7 @@ impl Volumes for Served {
         let mut unguested = self.unguested(vec![(record.id, name.clone())])?;
         self.machines.refuse_disks([name.as_str()], None)?;
         self.refuse_needed(&record, snapshots)?;
-        self.delete_now(unguested.detached(), record.id, name)
+        self.delete_now(unguested.detached(), record.id, name, snapshots)
     }
 
     fn attach(&self, name: &VolumeName) -> Result<Volume, Problem> {
@@ -644,6 +650,8 @@ pub(crate) fn of_engine(error: &EngineError) -> Problem {
         EngineError::SnapshotHasClones { .. } => conflict("delete or flatten them first"),
         EngineError::TooDeep { .. } => conflict("flatten it first"),
         EngineError::WouldCut { .. } => conflict("say `force` to cut it off, or take a snapshot first"),
+        EngineError::HasSnapshots { .. } => conflict("delete them first, or say that they go with it"),
+        EngineError::Flattening { .. } => conflict("wait for that job, or cancel it"),
         EngineError::SnapshotsHoldParent { .. } => conflict("delete its snapshots, flatten it, and take new ones"),
         EngineError::Cancelled => Problem::caused(ProblemKind::Conflict, error),
         EngineError::NotInWindow { begins, .. } => Problem::caused(ProblemKind::Conflict, error).advise(match begins {
@@ -653,6 +661,7 @@ pub(crate) fn of_engine(error: &EngineError) -> Problem {
         EngineError::TooManyWaiting { .. }
         | EngineError::Halted { .. }
         | EngineError::Busy { .. }
+        | EngineError::NoRoom { .. }
         | EngineError::StoreDown
         | EngineError::ParentNotOpen { .. } => {
             Problem::caused(ProblemKind::Unavailable, error).advise("`lamina status` says what is wrong")

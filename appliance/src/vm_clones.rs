@@ -236,7 +236,7 @@ impl Served {
     fn take_back_clones(&self, detached: &mut Detached, volumes: &[Arc<Volume>]) {
         for volume in volumes {
             let name = volume.spec().name;
-            if let Err(problem) = self.delete_now(detached, volume.id(), &name) {
+            if let Err(problem) = self.delete_now(detached, volume.id(), &name, true) {
                 tracing::error!(volume = %name, %problem, "this clone is left of a VM that was not made: delete it");
             }
         }

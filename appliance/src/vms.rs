@@ -101,7 +101,7 @@ impl Served {
             // No volume is its own ancestor.
             let Some(free) = free else { return Err(Problem::new(ProblemKind::Internal, "the disks are clones of each other")) };
             let (disk, _) = children.swap_remove(free);
-            self.delete_now(detached, disk.id, &disk.spec.name)?;
+            self.delete_now(detached, disk.id, &disk.spec.name, true)?;
             disks.retain(|record| record.id != disk.id);
         }
         Ok(())

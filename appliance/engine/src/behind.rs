@@ -417,6 +417,10 @@ impl Volume {
         }
         failpoint::hit(failpoint::GENERATION_DECIDED);
         self.behind.generation.store(next.generation.0, Ordering::Release);
+        if let Some(old) = state.manifest.catalog.filter(|old| next.catalog != Some(*old)) {
+            // It goes once no kept manifest names it.
+            state.dead.push_back((next.generation, self.namespace().catalog(old.epoch, old.generation)));
+        }
         state.manifest = next;
         state.old_manifests.push_back(key);
         self.drop_old_manifests(state);

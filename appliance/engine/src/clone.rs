@@ -102,8 +102,13 @@ impl Node {
             Err(error) => {
                 // Nothing was promised yet: the names are free again, what was stored goes.
                 for record in &records {
-                    self.core.coordination.begin_delete(record.id)?;
-                    self.purge_later(record.id);
+                    match self.core.coordination.begin_delete(record.id) {
+                        Ok(()) => self.purge_later(record.id),
+                        Err(left) => {
+                            tracing::warn!(volume = %record.id, name = %record.spec.name, error = &left as &dyn std::error::Error,
+                            "a clone that could not be made stays registered; the next start completes it")
+                        }
+                    }
                 }
                 Err(error)
             }

@@ -190,6 +190,26 @@ pub enum EngineError {
         /// The first.
         at: u64,
     },
+    /// The volume has snapshots that nobody said should go with it.
+    #[error("volume {volume} has {snapshots} snapshot(s)")]
+    HasSnapshots {
+        /// Which.
+        volume: VolumeId,
+        /// How many.
+        snapshots: usize,
+    },
+    /// The journal is full, and the store does not make room.
+    #[error("the journal has no room for a change of volume {volume}: the store is away or too slow")]
+    NoRoom {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// The clone is being made independent; snapshots would hold blocks of its parent.
+    #[error("volume {volume} is being flattened and takes no snapshots until that is done")]
+    Flattening {
+        /// Which.
+        volume: VolumeId,
+    },
     /// Snapshots of the clone hold blocks of its parent.
     #[error("volume {volume} has {snapshots} snapshots, which hold blocks of its parent; delete them before it is flattened")]
     SnapshotsHoldParent {

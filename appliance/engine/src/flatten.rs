@@ -4,12 +4,13 @@
 //! locations name an ancestor, the identity in the store says so first and the registry then: a crash in between leaves a dependency
 //! that is not needed, and a second flattening finds nothing to do.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lamina_contract::{BlockAddress, Location, RecordChange, ScoNumber, VolumeId};
-use lamina_formats::map::{Page, PageKind};
+use lamina_formats::map::{FANOUT, Page, PageKind};
 
 use crate::error::EngineError;
 use crate::failpoint;
@@ -24,12 +25,56 @@ const RUN: u64 = 64;
 const EXTENTS: usize = 256;
 /// How long to wait before the journal is asked for room again.
 const ROOM_POLL: Duration = Duration::from_millis(5);
-/// How often the whole is gone through: a guest that rolls back meanwhile brings its parent's blocks in again.
-const ROUNDS: usize = 3;
+/// How often it is looked whether to stop, while something else is waited for.
+const CANCEL_POLL: Duration = Duration::from_millis(100);
+
+/// A volume that is being flattened and takes no snapshots, until this is dropped.
+struct Flattening(Arc<Volume>);
+
+impl Flattening {
+    /// By the holder of the lock on changes.
+    fn mark(volume: &Arc<Volume>) -> Result<Self, EngineError> {
+        match volume.snapshot_count() {
+            0 if volume.snapshots.are_coming() => Err(EngineError::Busy { volume: volume.id() }),
+            0 if volume.snapshots.set_flattening(true) => Ok(Self(volume.clone())),
+            0 => Err(EngineError::Flattening { volume: volume.id() }),
+            snapshots => Err(EngineError::SnapshotsHoldParent { volume: volume.id(), snapshots }),
+        }
+    }
+}
+
+impl Drop for Flattening {
+    fn drop(&mut self) {
+        self.0.snapshots.set_flattening(false);
+    }
+}
+
+fn go_on(cancel: &AtomicBool) -> Result<(), EngineError> {
+    if cancel.load(Ordering::Relaxed) { Err(EngineError::Cancelled) } else { Ok(()) }
+}
+
+/// Waits for `work`, which may be dropped in its middle, unless it is to stop.
+async fn unless<T>(cancel: &AtomicBool, work: impl Future<Output = T>) -> Result<T, EngineError> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        go_on(cancel)?;
+        if let Ok(done) = tokio::time::timeout(CANCEL_POLL, work.as_mut()).await {
+            return Ok(done);
+        }
+    }
+}
+
+/// The same for work of the store side, which is left to itself when nobody waits for it any more: it is never to end in its middle.
+async fn unless_left<T: Send + 'static>(
+    cancel: &AtomicBool,
+    work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+) -> Result<T, EngineError> {
+    unless(cancel, tokio::spawn(work)).await?.unwrap_or(Err(EngineError::Interrupted))
+}
 
 impl Node {
-    /// Makes a clone independent of its parent. `progress` is told blocks done and blocks in all; when `cancel` is set it stops and may be
-    /// begun again later.
+    /// Makes a clone independent of its parent, and begins its past anew. `progress` is told blocks done and blocks in all; when `cancel`
+    /// is set it stops and may be begun again later. The volume takes no snapshots meanwhile.
     ///
     /// # Errors
     /// When the volume is not there or has snapshots, blocks cannot be read, or the store or registry refuse.
@@ -40,34 +85,38 @@ impl Node {
         cancel: &AtomicBool,
     ) -> Result<(), EngineError> {
         let volume = self.volume(id).ok_or(EngineError::Unknown { volume: id })?;
-        for _ in 0..ROUNDS {
-            if volume.parent().is_none() {
-                return Ok(());
-            }
-            refuse_snapshots(&volume)?;
-            // Blocks that its ancestors still have in the journal are not told from its own.
-            self.wait_for_pages(&volume, cancel).await?;
-            volume.take_over_blocks(progress, cancel).await?;
-            self.store_all(&volume).await?;
-            let _change = self.changes.lock().await;
-            refuse_snapshots(&volume)?;
-            if volume.needs_parent().await? {
-                continue;
-            }
-            return self.forget_parent(&volume).await;
+        if volume.parent().is_none() {
+            return Ok(());
         }
-        Err(EngineError::Busy { volume: id })
+        let _flattening = {
+            let _change = self.changes.lock().await;
+            Flattening::mark(&volume)?
+        };
+        // Blocks that its ancestors still have in the journal are not told from its own.
+        self.wait_for_pages(&volume, cancel).await?;
+        self.give_back_behind_end(&volume).await?;
+        volume.take_over_blocks(progress, cancel).await?;
+        if self.is_manual() {
+            self.store_all(&volume).await?;
+        } else {
+            let all = volume.clone();
+            unless_left(cancel, async move { all.store_all().await }).await?;
+        }
+        if volume.needs_parent(cancel).await? {
+            return Err(EngineError::Busy { volume: id });
+        }
+        self.forget_parent(&volume, cancel).await
     }
 
     /// Waits until a volume stands on map pages alone.
     async fn wait_for_pages(&self, volume: &Arc<Volume>, cancel: &AtomicBool) -> Result<(), EngineError> {
         loop {
-            let stands = volume.stand_on_pages(&mut *volume.behind.state.lock().await);
+            let stands = volume.stand_on_pages(&mut *unless(cancel, volume.behind.state.lock()).await?);
             if stands && volume.layers.read().views().is_empty() {
                 return Ok(());
             }
-            if volume.is_halted() || cancel.load(Ordering::Relaxed) {
-                return Err(EngineError::Cancelled);
+            if volume.is_halted() {
+                return Err(EngineError::Halted { volume: volume.id() });
             }
             if self.is_manual() {
                 self.step(false).await?;
@@ -78,10 +127,26 @@ impl Node {
         }
     }
 
-    async fn forget_parent(&self, volume: &Arc<Volume>) -> Result<(), EngineError> {
+    /// A crash while the volume was made smaller may have left blocks behind its end; they may be the parent's.
+    async fn give_back_behind_end(&self, volume: &Arc<Volume>) -> Result<(), EngineError> {
+        let _change = self.changes.lock().await;
+        let per_directory = u64::from(FANOUT) * u64::from(FANOUT);
+        let mapped = volume.pages.state().directories.last().map_or(0, |(last, _)| (last + 1) * per_directory);
+        let (end, mapped) = (BlockAddress(volume.blocks()), BlockAddress(mapped));
+        if mapped <= end || volume.extents(end, mapped, 1).await?.0.is_empty() {
+            return Ok(());
+        }
+        self.give_back(volume, end, mapped).await
+    }
+
+    async fn forget_parent(&self, volume: &Arc<Volume>, cancel: &AtomicBool) -> Result<(), EngineError> {
         // A root and a past that name the parent go, empty as they are.
-        volume.drop_foreign_root().await;
-        volume.begin_past().await?;
+        if self.is_manual() {
+            volume.begin_past_without_parent().await?;
+        } else {
+            let begun = volume.clone();
+            unless_left(cancel, async move { begun.begin_past_without_parent().await }).await?;
+        }
         let mut record = self.core.coordination.get(volume.id())?;
         record.parent = None;
         self.sources.put_identity(&record).await?;
@@ -135,13 +200,6 @@ impl Volume {
     }
 }
 
-fn refuse_snapshots(volume: &Volume) -> Result<(), EngineError> {
-    match volume.snapshot_count() {
-        0 => Ok(()),
-        snapshots => Err(EngineError::SnapshotsHoldParent { volume: volume.id(), snapshots }),
-    }
-}
-
 impl Volume {
     async fn take_over_blocks(
         self: &Arc<Self>,
@@ -157,11 +215,8 @@ impl Volume {
                 let mut block = extent.first.0;
                 let end = extent.first.0 + extent.count;
                 while block < end {
-                    if cancel.load(Ordering::Relaxed) {
-                        return Err(EngineError::Cancelled);
-                    }
                     let stop = (block + RUN).min(end);
-                    self.take_over(block..stop).await?;
+                    self.take_over(block..stop, cancel).await?;
                     block = stop;
                 }
             }
@@ -172,8 +227,15 @@ impl Volume {
     }
 
     /// Writes those of the blocks anew that an ancestor holds.
-    async fn take_over(self: &Arc<Self>, blocks: std::ops::Range<u64>) -> Result<(), EngineError> {
+    async fn take_over(self: &Arc<Self>, blocks: Range<u64>, cancel: &AtomicBool) -> Result<(), EngineError> {
+        go_on(cancel)?;
+        // Guests first: this waits like a write that the throttle holds back.
+        while self.core.throttle.slows() && !self.is_halted() {
+            go_on(cancel)?;
+            tokio::time::sleep(ROOM_POLL).await;
+        }
         let held = loop {
+            go_on(cancel)?;
             match self.try_hold(BlockAddress(blocks.start)..=BlockAddress(blocks.end - 1)) {
                 Some(held) => break held,
                 None => tokio::time::sleep(ROOM_POLL).await,
@@ -197,11 +259,8 @@ impl Volume {
                 staging.add_block(self.core.journal.id(), block, bytes.len(), fill).map_err(unreadable)?;
             }
         }
-        // Guests first: this waits like a write that the throttle holds back.
-        while self.core.throttle.slows() && !self.is_halted() {
-            tokio::time::sleep(ROOM_POLL).await;
-        }
         loop {
+            go_on(cancel)?;
             let accepted = {
                 let mut append = self.core.journal.lock();
                 self.accept_locked(&mut append, &staging)
@@ -209,14 +268,20 @@ impl Volume {
             match accepted {
                 Accepted::Yes(_) => break,
                 Accepted::Full => tokio::time::sleep(ROOM_POLL).await,
-                Accepted::Held | Accepted::Failed => return Err(EngineError::Halted { volume: self.id() }),
+                Accepted::Held | Accepted::Failed => return Err(self.refused()),
             }
         }
         drop(held);
         Ok(())
     }
 
-    /// Takes a root of an ancestor, under which nothing is, as what it is: all zeros. The next manifest says so.
+    /// Takes a root of an ancestor, under which nothing is, as what it is: all zeros; and begins the past, if one is kept, with what is
+    /// its own.
+    async fn begin_past_without_parent(self: &Arc<Self>) -> Result<(), EngineError> {
+        self.drop_foreign_root().await;
+        self.begin_past().await
+    }
+
     async fn drop_foreign_root(&self) {
         let mut state = self.behind.state.lock().await;
         if self.pages.state().root.is_some_and(|root| root.0.ancestor > 0) {
@@ -226,7 +291,7 @@ impl Volume {
     }
 
     /// Whether pages or locations of the head's map name an ancestor. Everything is in pages.
-    async fn needs_parent(&self) -> Result<bool, EngineError> {
+    async fn needs_parent(&self, cancel: &AtomicBool) -> Result<bool, EngineError> {
         if !self.layers.read().views().is_empty() {
             return Ok(true);
         }
@@ -235,6 +300,7 @@ impl Volume {
             return Ok(!state.directories.is_empty());
         }
         for (number, directory) in state.directories.iter() {
+            go_on(cancel)?;
             if directory.ancestor > 0 {
                 return Ok(true);
             }
@@ -245,7 +311,7 @@ impl Volume {
                 if leaf.ancestor > 0 {
                     return Ok(true);
                 }
-                let id = self.pages.own_id(PageKind::Leaf, number * u64::from(lamina_formats::map::FANOUT) + u64::from(index));
+                let id = self.pages.own_id(PageKind::Leaf, number * u64::from(FANOUT) + u64::from(index));
                 let bytes = self.pages.load(id, &leaf).await?;
                 let page: Page<'_> = self.pages.known(&bytes, id, &leaf)?;
                 let foreign = |at: Location| at.ancestor > 0 && at != Location::LOST;

@@ -465,16 +465,18 @@ impl Node {
         Ok(records.into_iter().filter(|record| !known.contains(&record.id)).collect())
     }
 
-    /// Deletes a volume: its name is free when this returns, its objects go in the background.
+    /// Deletes a volume, and its snapshots when `snapshots` says so: its name is free when this returns, its objects go in the background.
     ///
     /// # Errors
-    /// When it is not known here or the registry refuses.
-    pub async fn delete(self: &Arc<Self>, id: VolumeId) -> Result<(), EngineError> {
+    /// When it is not known here, has snapshots that are pinned, unspoken of or being made, or the registry refuses.
+    pub async fn delete(self: &Arc<Self>, id: VolumeId, snapshots: bool) -> Result<(), EngineError> {
         let _change = self.changes.lock().await;
         let volume = self.volume(id);
         if volume.is_none() && !self.unopened.read().iter().any(|u| u.record.id == id) {
             return Err(EngineError::Unknown { volume: id });
         }
+        // Whoever asked looked before; one may have been taken since.
+        volume.iter().try_for_each(|volume| volume.refuse_deletion(snapshots))?;
         self.core.coordination.begin_delete(id)?;
         failpoint::hit(failpoint::DELETE_AFTER_MARK);
         if let Some(volume) = volume {

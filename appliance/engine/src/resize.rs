@@ -15,7 +15,7 @@ use crate::snapshot::Paused;
 use crate::volume::Volume;
 use crate::write::{Accepted, Staging};
 
-/// How long guests wait for the store to know a volume's new size.
+/// How long guests wait for the store to know a volume's new size, or for room in the journal.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long to wait before the journal is asked for room again.
@@ -110,13 +110,23 @@ impl Node {
             let _append = self.core.journal.lock();
             volume.set_size(bytes);
         }
-        if bytes < before { self.give_back(volume, ends.0, ends.1).await } else { Ok(()) }
+        if bytes > before {
+            return Ok(());
+        }
+        match self.give_back(volume, ends.0, ends.1).await {
+            Err(EngineError::NoRoom { .. }) => {
+                tracing::warn!(volume = %volume.id(), "what was cut off takes space until the volume grows again: the journal is full");
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Makes a range zero while guests' changes wait.
-    async fn give_back(&self, volume: &Arc<Volume>, first: BlockAddress, end: BlockAddress) -> Result<(), EngineError> {
+    pub(crate) async fn give_back(&self, volume: &Arc<Volume>, first: BlockAddress, end: BlockAddress) -> Result<(), EngineError> {
         let mut staging = Staging::default();
         staging.add_zeros(first, end.0 - first.0, false);
+        let until = self.core.clock.monotonic_ms() + STORE_PATIENCE.as_millis() as u64;
         loop {
             let accepted = {
                 let mut append = self.core.journal.lock();
@@ -126,8 +136,11 @@ impl Node {
                 Accepted::Yes(_) => return Ok(()),
                 // The journal is full: the store makes room.
                 Accepted::Full if self.is_manual() => self.step(true).await?,
+                Accepted::Full if self.core.clock.monotonic_ms() >= until => {
+                    return Err(EngineError::NoRoom { volume: volume.id() });
+                }
                 Accepted::Full => tokio::time::sleep(ROOM_POLL).await,
-                Accepted::Held | Accepted::Failed => return Err(EngineError::Halted { volume: volume.id() }),
+                Accepted::Held | Accepted::Failed => return Err(volume.refused()),
             }
         }
     }

@@ -45,7 +45,13 @@ impl Volume {
     pub(crate) fn change_partially(self: &Arc<Self>, request: Request) {
         let range = self.blocks_of(&request);
         let held = {
-            let _append = self.core.journal.lock();
+            let append = self.core.journal.lock();
+            if self.is_paused() {
+                // What it would read now may be gone back from before it writes.
+                drop(append);
+                let why = if self.refuses_changes() { Accepted::Failed } else { Accepted::Full };
+                return self.defer(why, request);
+            }
             let mut ranges = self.ranges.lock();
             if ranges.blocks(&range) {
                 ranges.wait(range, request);
@@ -61,9 +67,12 @@ impl Volume {
         }
     }
 
-    /// Keeps guests' writes from a range for as long as the result lives; None when somebody does so already.
+    /// Keeps guests' writes from a range for as long as the result lives; None when somebody does so already, or changes wait.
     pub(crate) fn try_hold(self: &Arc<Self>, range: RangeInclusive<BlockAddress>) -> Option<Held> {
         let _append = self.core.journal.lock();
+        if self.is_paused() {
+            return None;
+        }
         let mut ranges = self.ranges.lock();
         (!ranges.blocks(&range)).then(|| Held { volume: self.clone(), id: ranges.hold(range) })
     }

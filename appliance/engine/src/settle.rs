@@ -205,10 +205,10 @@ impl Volume {
         }
     }
 
-    /// Puts the next manifest's catalog and names it there. The one before goes once no kept manifest names it.
+    /// Puts the next manifest's catalog and names it there.
     pub(crate) async fn put_catalog(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &State,
         next: &mut Manifest,
         stored: &[StoredSnapshot],
         past: &[PastRoot],
@@ -220,9 +220,7 @@ impl Volume {
         // A snapshot takes some 200 bytes: 4 GiB are 20 million.
         let at = CatalogRef { generation, epoch: self.epoch(), crc, bytes: bytes.len() as u32 };
         self.put_until_stored(&self.namespace().catalog(at.epoch, at.generation), bytes.into()).await?;
-        if let Some(old) = next.catalog.replace(at) {
-            state.dead.push_back((generation, self.namespace().catalog(old.epoch, old.generation)));
-        }
+        next.catalog = Some(at);
         Ok(())
     }
 

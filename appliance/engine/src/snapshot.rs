@@ -161,15 +161,9 @@ impl Node {
             volumes.into_iter().map(cut).collect()
         };
         failpoint::hit(failpoint::CUT_BEFORE_RECORD);
-        if let Err(error) = self.record(&cuts, Vec::new()).await {
-            for (volume, cut) in &cuts {
-                volume.snapshots.take_back(cut.note.id);
-            }
-            return Err(error);
-        }
-        for (volume, cut) in &cuts {
-            volume.snapshots.recorded(cut.note.id);
-        }
+        let begun = Begun(&cuts);
+        self.record(&cuts, Vec::new()).await?;
+        begun.are_recorded();
         self.core.work.notify_one();
         failpoint::hit(failpoint::CUT_RECORDED);
         Ok(cuts.iter().map(|(_, cut)| Snapshot { note: cut.note.clone(), stored: false }).collect())
@@ -439,7 +433,7 @@ impl Volume {
         let past = self.snapshots.past();
         let mut next = state.manifest.clone();
         let halted = |_| EngineError::Halted { volume: self.id() };
-        self.put_catalog(&mut state, &mut next, &stored, &past).await.map_err(halted)?;
+        self.put_catalog(&state, &mut next, &stored, &past).await.map_err(halted)?;
         self.decide(&mut state, next).await.map_err(halted)?;
         self.snapshots.decided(stored, past);
         Ok(())
@@ -501,6 +495,9 @@ pub(crate) fn check(volume: &Volume, spec: &SnapshotSpec) -> Result<(), EngineEr
     }
     check_labels(&spec.labels)?;
     check_description(&spec.description)?;
+    if volume.snapshots.is_flattening() {
+        return Err(EngineError::Flattening { volume: volume.id() });
+    }
     if volume.snapshot(&spec.name).is_some() || volume.snapshots.is_coming(&spec.name) {
         return Err(EngineError::SnapshotExists { name: spec.name.clone() });
     }
@@ -531,6 +528,22 @@ impl Coming {
 impl Drop for Coming {
     fn drop(&mut self) {
         self.volume.snapshots.set_coming(&self.name, false);
+    }
+}
+
+/// Cuts that are about to be promised; when this is dropped, there are no such snapshots.
+struct Begun<'a>(&'a [(Arc<Volume>, Arc<Cut>)]);
+
+impl Begun<'_> {
+    fn are_recorded(self) {
+        self.0.iter().for_each(|(volume, cut)| volume.snapshots.recorded(cut.note.id));
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|(volume, cut)| volume.snapshots.take_back(cut.note.id));
     }
 }
 

@@ -42,6 +42,8 @@ struct State {
     going: Vec<SnapshotId>,
     /// Names of those that are being made of a moment of the past.
     coming: Vec<SnapshotName>,
+    /// None may come: the volume is taking its ancestors' blocks over.
+    flattening: bool,
     /// Of stored ones, while somebody reads through them.
     views: HashMap<SnapshotId, Weak<View>>,
 }
@@ -156,6 +158,21 @@ impl Snapshots {
 
     pub(crate) fn is_coming(&self, name: &SnapshotName) -> bool {
         self.state.read().coming.contains(name)
+    }
+
+    /// Whether one of any name is being made of a moment of the past.
+    pub(crate) fn are_coming(&self) -> bool {
+        !self.state.read().coming.is_empty()
+    }
+
+    /// The volume is being flattened and none may come, or that is over. Tells whether it is news.
+    pub(crate) fn set_flattening(&self, flattening: bool) -> bool {
+        let mut state = self.state.write();
+        std::mem::replace(&mut state.flattening, flattening) != flattening
+    }
+
+    pub(crate) fn is_flattening(&self) -> bool {
+        self.state.read().flattening
     }
 
     /// A cut was made, and is about to be promised.

@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::ancestry::Ancestry;
 use crate::behind::Behind;
+use crate::error::EngineError;
 use crate::layers::Layers;
 use crate::map::CheckpointedMap;
 use crate::namespace::Namespace;
@@ -260,6 +261,26 @@ impl Volume {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.spec.read_only || self.template.load(Ordering::Acquire)
+    }
+
+    /// Refuses to be deleted with snapshots that are to stay. By the holder of the lock on changes.
+    pub(crate) fn refuse_deletion(&self, with_snapshots: bool) -> Result<(), EngineError> {
+        let listed = self.snapshots.list();
+        if let Some(pinned) = listed.iter().find(|snapshot| snapshot.note.pinned) {
+            return Err(EngineError::Pinned { name: pinned.note.name.clone() });
+        }
+        if self.snapshots.are_coming() {
+            return Err(EngineError::Busy { volume: self.id });
+        }
+        if !listed.is_empty() && !with_snapshots {
+            return Err(EngineError::HasSnapshots { volume: self.id, snapshots: listed.len() });
+        }
+        Ok(())
+    }
+
+    /// Why a change of ours was not accepted.
+    pub(crate) fn refused(&self) -> EngineError {
+        if self.is_halted() { EngineError::Halted { volume: self.id } } else { EngineError::Busy { volume: self.id } }
     }
 
     /// Holds changes back, or lets them go on. Takes effect under the append lock: what was accepted before is in the journal.

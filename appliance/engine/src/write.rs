@@ -240,7 +240,7 @@ impl Volume {
         }
     }
 
-    fn defer(&self, why: Accepted, request: Request) {
+    pub(crate) fn defer(&self, why: Accepted, request: Request) {
         match why {
             Accepted::Full => self.park(request),
             Accepted::Held => self.wait_for_range(request),

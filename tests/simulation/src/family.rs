@@ -388,7 +388,7 @@ impl Family {
     fn delete(&mut self, disk: usize) -> Result<(), Difference> {
         let Some(name) = self.disk(disk) else { return Ok(()) };
         let (volume, node) = (self.volume(&name)?.id(), self.node());
-        let deleted = self.life.run(node.delete(volume));
+        let deleted = self.life.run(node.delete(volume, true));
         let refused = |error: &EngineError| error.to_string().contains("clone(s)");
         match (deleted, self.has_clones(&name, None)) {
             (Ok(()), false) => {
@@ -492,7 +492,7 @@ impl Family {
                 let made = self.life.run(node.clone_volume(volume.id(), snapshot.note.id, &[spec]));
                 let probe = made.map_err(|error| differs(format!("a clone of {}: {error:?}", snapshot.note.name)))?.remove(0);
                 let blocks = self.read(&probe)?;
-                self.life.run(node.delete(probe.id())).map_err(|error| differs(format!("deleting a probe: {error:?}")))?;
+                self.life.run(node.delete(probe.id(), true)).map_err(|error| differs(format!("deleting a probe: {error:?}")))?;
                 disk.snapshots.insert(snapshot.note.name.to_string(), Arc::new(blocks));
             }
             seen.0.insert(volume.spec().name.to_string(), disk);

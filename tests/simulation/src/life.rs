@@ -454,7 +454,7 @@ impl Life {
     pub fn recreate(&mut self, volume: usize) -> Result<(), EngineError> {
         let Some(process) = &mut self.process else { return Ok(()) };
         let shape = self.shape.volumes[volume];
-        process.runtime.block_on(process.node.delete(process.volumes[volume].id()))?;
+        process.runtime.block_on(process.node.delete(process.volumes[volume].id(), true))?;
         process.volumes[volume] = process.runtime.block_on(process.node.create(spec_of(volume, &shape)))?;
         Arc::make_mut(&mut self.models)[volume] = Model::of(volume, shape.per_block(), vec![Content::ZERO; shape.sectors()]);
         Ok(())

@@ -108,12 +108,35 @@ fn a_size_from_behind_a_rollback_that_a_kill_cut_short_is_in_the_store_too() {
     for end in [End::Killed, End::Clean] {
         for blocks in [4, 9] {
             let mut family = resized_since_its_snapshot(5, 8);
-            for act in [Act::Rollback { disk: 0, snapshot: 0 }, resize(blocks), Act::Restart(end)] {
+            let write = Act::Write { disk: 0, block: 6, count: 2 };
+            for act in [write, Act::Rollback { disk: 0, snapshot: 0 }, resize(blocks), Act::Restart(end)] {
                 must(family.act(act));
             }
             check_from_the_store_alone(family);
         }
     }
+}
+
+#[test]
+fn a_clone_that_a_kill_left_with_blocks_behind_its_end_can_be_flattened() {
+    let mut family = family();
+    must(family.act(Act::Create { blocks: 4 }));
+    must(family.act(Act::Write { disk: 0, block: 0, count: 4 }));
+    must(family.act(Act::Snapshot { disk: 0 }));
+    must(family.act(Act::Store));
+    must(family.act(Act::Clone { disk: 0, snapshot: 0, count: 1 }));
+    must(family.act(Act::Write { disk: 1, block: 0, count: 1 }));
+    must(family.act(Act::Store));
+    must(family.act(Act::Resize { disk: 1, blocks: 2, force: true }));
+    let (disks, now_ms) = (family.disks.clone(), family.life().now_ms());
+    let (_, events) = family.into_history();
+    // The kill is between the decision and what is given back.
+    let shrunk = |event: &Event| matches!(event, Event::Registry(records) if records.iter().any(|r| r.spec.size_bytes == 2 * 4096));
+    let decided = events.iter().position(shrunk).expect("a decision");
+    let mut family = family_on(&World::after(&events[..=decided], now_ms), disks);
+    must(family.check());
+    must(family.act(Act::Flatten { disk: 1 }));
+    must(family.check());
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn a_volume_that_is_deleted_while_it_is_not_open_stays_deleted() {
     assert!(matches!(life.open(), Err(Violation::NotOpened { .. })));
     let node = Arc::clone(life.node().expect("a node"));
     let id = node.unopened().first().expect("one is not open").record.id;
-    life.run(node.delete(id)).expect("deleted");
+    life.run(node.delete(id, true)).expect("deleted");
     life.faults().store.clear();
     assert!(life.run(node.reopen()).is_empty());
     assert!(!node.lacks_volumes() && node.volumes().iter().all(|volume| volume.spec().name != name_of(0)));
