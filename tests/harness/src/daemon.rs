@@ -363,11 +363,12 @@ impl Daemon {
         }
     }
 
-    /// Its metrics, over the API's socket.
+    /// Its metrics as they are now, over the API's socket. Takes a second: so long the daemon answers with the page it made last.
     ///
     /// # Errors
     /// As [`Metrics::over_socket`].
     pub fn metrics(&self) -> Result<Metrics, HarnessError> {
+        std::thread::sleep(Duration::from_millis(1050));
         Metrics::over_socket(&self.options.state.join("run/lamina.sock"))
     }
 
