@@ -41,8 +41,8 @@ bench: packages    ## speed beside qemu-storage-daemon: a table, and JSON
 
 soak: packages    ## a million crashes, fuzzed decoders, then an hour of kills, power losses and lost drives under a guest's load
 	LAMINA_SIM_STATES=1000000 LAMINA_SIM_SEED=1000 $(CARGO) test --locked -p lamina-simulation --test crash_random -- --nocapture
-	LAMINA_SIM_HISTORIES=20000 LAMINA_SIM_LIVES=6000 LAMINA_SIM_SEED=1000000 $(CARGO) test --locked -p lamina-simulation \
-	    --test life_cycles --test life_after_crashes
+	LAMINA_SIM_HISTORIES=20000 LAMINA_SIM_LIVES=6000 LAMINA_SIM_STATES=200000 LAMINA_SIM_SEED=1000000 $(CARGO) test --locked -p lamina-simulation \
+	    --test life_cycles --test life_after_crashes --test life_cycle_crashes
 	tests/fuzz/run.sh 120
 	$(CARGO) build --release --locked -p laminad -p lamina-cli
 	LAMINA_SOAK=1 $(CARGO) test --release --locked -p lamina-journeys -- --include-ignored --nocapture --test-threads 1

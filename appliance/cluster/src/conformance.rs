@@ -95,18 +95,22 @@ fn the_owner_changes_its_record(registry: &dyn Coordination) {
     let changes = [
         (old, RecordChange::AddCut(cut(8))),
         (old, RecordChange::AddCut(cut(9))),
-        (old, RecordChange::Size(20 << 30)),
+        (old, RecordChange::Size { bytes: 20 << 30, after: ScoNumber(7) }),
         (old, RecordChange::Settings(Box::new(settings.clone()))),
     ];
     registry.change(&changes).expect("owned");
     let now = registry.get(VolumeId(1)).expect("record");
     assert_eq!((now.cuts, now.spec.size_bytes, now.settings), (vec![cut(8), cut(9)], 20 << 30, settings));
+    assert_eq!(now.size_after, Some(ScoNumber(7)));
     registry.change(&[(old, RecordChange::DropCuts(vec![SnapshotId(8)]))]).expect("owned");
     assert_eq!(registry.get(VolumeId(1)).expect("record").cuts, [cut(9)]);
     let _new = registry.take(VolumeId(1), Epoch(0)).expect("taken");
     registry.create(&record(2, "b")).expect("free");
     let other = registry.take(VolumeId(2), Epoch(0)).expect("taken");
-    let both = registry.change(&[(other, RecordChange::Size(1)), (old, RecordChange::Size(1))]);
+    let both = registry.change(&[
+        (other, RecordChange::Size { bytes: 1, after: ScoNumber(7) }),
+        (old, RecordChange::Size { bytes: 1, after: ScoNumber(7) }),
+    ]);
     assert!(matches!(both, Err(CoordinationError::Fenced { .. })));
     assert_eq!(registry.get(VolumeId(1)).expect("record").spec.size_bytes, 20 << 30);
     assert_eq!(registry.get(VolumeId(2)).expect("record").spec.size_bytes, 10 << 30, "all or none");

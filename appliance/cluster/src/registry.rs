@@ -158,7 +158,10 @@ impl Registry {
                 RecordChange::AddCut(cut) => record.cuts.push(cut.clone()),
                 RecordChange::DropCuts(gone) => record.cuts.retain(|cut| !gone.contains(&cut.note.id)),
                 RecordChange::SetCuts(cuts) => record.cuts.clone_from(cuts),
-                RecordChange::Size(bytes) => record.spec.size_bytes = *bytes,
+                RecordChange::Size { bytes, after } => {
+                    record.spec.size_bytes = *bytes;
+                    record.size_after = Some(*after);
+                }
                 RecordChange::Settings(settings) => record.settings = (**settings).clone(),
                 RecordChange::Flattened => record.parent = None,
             }

@@ -27,6 +27,8 @@ pub(crate) struct Row {
     settings: SettingsRow,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     cuts: Vec<CutRow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    size_after: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -140,6 +142,7 @@ impl From<&VolumeRecord> for Row {
             parent: record.parent.map(parent),
             settings: SettingsRow::from(&record.settings),
             cuts: record.cuts.iter().map(CutRow::from).collect(),
+            size_after: record.size_after.map(|after| after.0),
         }
     }
 }
@@ -168,6 +171,7 @@ impl TryFrom<Row> for VolumeRecord {
             parent: row.parent.map(parent).transpose()?,
             settings: row.settings.into(),
             cuts: row.cuts.into_iter().map(Cut::try_from).collect::<Result<_, _>>()?,
+            size_after: row.size_after.map(ScoNumber),
         })
     }
 }

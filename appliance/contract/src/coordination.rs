@@ -4,7 +4,7 @@
 
 use crate::clock::Timestamp;
 use crate::snapshot::{Cut, Parent, SnapshotId, VolumeSettings};
-use crate::units::{BlockSize, Epoch, Generation, ScoSize, VolumeId, VolumeName};
+use crate::units::{BlockSize, Epoch, Generation, ScoNumber, ScoSize, VolumeId, VolumeName};
 
 /// What a volume is made with. Only its size changes afterwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct VolumeRecord {
     pub settings: VolumeSettings,
     /// Cuts that no manifest holds yet, oldest first.
     pub cuts: Vec<Cut>,
+    /// The size came to be behind this container: a manifest has it once it holds that. None since the volume was made.
+    pub size_after: Option<ScoNumber>,
 }
 
 impl VolumeRecord {
@@ -61,6 +63,7 @@ impl VolumeRecord {
             parent: None,
             settings: VolumeSettings::default(),
             cuts: Vec::new(),
+            size_after: None,
         }
     }
 }
@@ -74,8 +77,13 @@ pub enum RecordChange {
     DropCuts(Vec<SnapshotId>),
     /// All cuts that wait: after a journal was lost they reach less far.
     SetCuts(Vec<Cut>),
-    /// The capacity in bytes.
-    Size(u64),
+    /// Its size.
+    Size {
+        /// The capacity in bytes.
+        bytes: u64,
+        /// The last container of before.
+        after: ScoNumber,
+    },
     /// What operators set.
     Settings(Box<VolumeSettings>),
     /// It holds all its blocks itself now.

@@ -126,6 +126,7 @@ impl Node {
             begun.push(Opened {
                 id: record.id,
                 spec: record.spec.clone(),
+                size_after: record.size_after,
                 settings: record.settings.clone(),
                 parent: record.parent,
                 ownership: Ownership { volume: record.id, epoch: record.epoch },

@@ -90,7 +90,9 @@ impl Node {
             self.core.run_heavy(move || core.journal.sync()).await.ok_or(EngineError::Interrupted)??;
         }
         let (coordination, owner) = (self.core.coordination.clone(), volume.ownership());
-        let changed = self.core.run_heavy(move || coordination.change(&[(owner, RecordChange::Size(bytes))])).await;
+        // Nothing is accepted between here and the decision.
+        let resized = RecordChange::Size { bytes, after: volume.layers.read().last_container() };
+        let changed = self.core.run_heavy(move || coordination.change(&[(owner, resized)])).await;
         let changed = changed.ok_or(EngineError::Interrupted).and_then(|changed| Ok(changed?));
         if let Err(error) = changed {
             match self.core.coordination.get(volume.id()) {

@@ -144,6 +144,7 @@ impl Sources {
         Ok(Opened {
             id: record.id,
             spec: record.spec.clone(),
+            size_after: record.size_after,
             settings: record.settings.clone(),
             parent: record.parent,
             ownership: owner,

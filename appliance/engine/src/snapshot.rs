@@ -275,8 +275,10 @@ impl Node {
             targets.iter().map(promise).collect()
         };
         failpoint::hit(failpoint::CUT_BEFORE_RECORD);
-        let sizes = targets.iter().map(|(volume, .., size)| (volume.ownership(), RecordChange::Size(*size)));
-        self.record(&promised, sizes.collect()).await?;
+        let size = |((volume, cut), (.., size)): (&(Arc<Volume>, Arc<Cut>), &(_, _, _, u64))| {
+            (volume.ownership(), RecordChange::Size { bytes: *size, after: cut.after })
+        };
+        self.record(&promised, promised.iter().zip(&targets).map(size).collect()).await?;
         failpoint::hit(failpoint::CUT_RECORDED);
         {
             let _append = self.core.journal.lock();

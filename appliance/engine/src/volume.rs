@@ -135,6 +135,16 @@ struct NextSize {
 }
 
 impl NextSize {
+    /// As the registry has it.
+    fn at_start(opened: &Opened) -> Self {
+        let bytes = opened.spec.size_bytes;
+        // A cut that found another size was before this one.
+        let cut = opened.snapshots.waiting().into_iter().rfind(|cut| cut.note.size_bytes != bytes).map(|cut| cut.note.id);
+        // A journal that was lost may end earlier.
+        let through = opened.size_after.unwrap_or(ScoNumber(0)).min(opened.layers.last_container());
+        Self { through, cut, bytes }
+    }
+
     /// Behind everything in `layers`.
     fn behind(layers: &Layers, bytes: u64) -> Self {
         Self { through: layers.last_container(), cut: layers.last_cut(), bytes }
@@ -145,6 +155,8 @@ impl NextSize {
 pub(crate) struct Opened {
     pub(crate) id: VolumeId,
     pub(crate) spec: VolumeSpec,
+    /// See [`lamina_contract::VolumeRecord::size_after`].
+    pub(crate) size_after: Option<ScoNumber>,
     pub(crate) settings: VolumeSettings,
     pub(crate) parent: Option<Parent>,
     pub(crate) ownership: Ownership,
@@ -162,9 +174,7 @@ pub(crate) struct Opened {
 impl Volume {
     pub(crate) fn new(core: Arc<Core>, opened: Opened) -> Arc<Self> {
         opened.settings.cache_quota.into_iter().for_each(|bytes| core.cache.set_quota(opened.id, Some(bytes)));
-        // The registry knows sizes of behind the cuts that it promises.
-        let last_cut = opened.cuts.back().map(|(cut, _)| cut.note.id).or(opened.layers.last_cut());
-        let size = NextSize { cut: last_cut, ..NextSize::behind(&opened.layers, opened.spec.size_bytes) };
+        let size = NextSize::at_start(&opened);
         let volume = Arc::new_cyclic(|this| Self {
             id: opened.id,
             size_bytes: AtomicU64::new(opened.spec.size_bytes),
