@@ -399,7 +399,7 @@ impl Sink {
                 let mut create = Command::new("qemu-img");
                 create.args(["create", "-q", "-f", "qcow2"]).arg(&whole).arg(disk_bytes.to_string());
                 output("qemu-img", &mut create)?;
-                Ok(Self::Qcow2 { served: Box::new(Served::start(&whole, Format::Qcow2, *access, disk_bytes)?), part })
+                Ok(Self::Qcow2 { served: Box::new(Served::writing(&whole, Format::Qcow2, *access, disk_bytes)?), part })
             }
         }
     }

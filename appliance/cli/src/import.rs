@@ -28,7 +28,7 @@ use crate::failure::Failure;
 use crate::image::{Backing, Format, Image, ImageError, read_raw};
 use crate::import_state::{Found, ImportRecord};
 use crate::printer::size;
-use crate::qemu_nbd::{Access, Served};
+use crate::qemu_nbd::Served;
 use crate::rate::bytes_a_second;
 use crate::run::{Run, Runs, is_zero, nonzero};
 use crate::session::Session;
@@ -45,8 +45,9 @@ Without a volume of that name one is made, as large as the image's disk, and att
 at least as large, must not be used by a guest, and becomes what the image is: what it held before is replaced, which must be confirmed.\n\n\
 Only what holds data travels: holes and blocks of zeros are skipped. Formats other than raw are read through qemu-nbd, which comes with \
 QEMU's tools; nothing is unpacked to disk in between. The format is told by the image's first bytes unless --format says it. An image that \
-names other files (a backing file, a data file) is refused, since whoever made it could have named any file of this machine; \
---with-backing reads a backing file too, and imports both as one.\n\n\
+names other files (a backing file, a data file) is refused, since whoever made it could have named any file of this machine. \
+--with-backing reads its backing file too, and the backing file of that, says which these are, and imports them as one; none of them may \
+have a data file, and each must be a regular file here whose format is stated.\n\n\
 An import that stops, by Ctrl-C or because a connection broke, says how to go on: --resume begins where it stopped when the image and the \
 volume are still the same, and otherwise compares, writing only what differs. Of a volume into which this image was not being imported, \
 --resume replaces what it holds as well, so that must be confirmed too. --verify reads everything back and compares. An image that is \
@@ -69,7 +70,7 @@ pub(crate) struct ImportArguments {
     /// What the image is [default: what its first bytes say].
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Read its backing file too.
+    /// Read its backing files too.
     #[arg(long)]
     with_backing: bool,
     /// Go on with an import that stopped.
@@ -128,6 +129,9 @@ struct Handled {
 pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Result<(), Failure> {
     let backing = if arguments.with_backing { Backing::Wanted } else { Backing::Refused };
     let image = Arc::new(Image::inspect(&arguments.file, arguments.format, backing)?);
+    if !image.behind.is_empty() {
+        session.printer.notice(&format!("reading {}", image.paths().join(", behind it ")));
+    }
     let Prepared { volume, fresh, found, attach } = prepare(arguments, &image, session).await?;
     let mut record = ImportRecord::new(&image, &volume.id);
     record.attach(attach);
@@ -455,7 +459,7 @@ impl Source {
     fn open(image: &Image) -> Result<Self, ImageError> {
         match image.format {
             Format::Raw => File::open(&image.file).map(Self::Raw).map_err(|cause| unreadable(image, cause)),
-            format => Served::start(&image.file, format, Access::Read, image.disk_bytes).map(Self::Served),
+            _ => Served::reading(image).map(Self::Served),
         }
     }
 

@@ -116,7 +116,7 @@ mod tests {
     use crate::image::{Format, Image, ImageFile};
 
     fn image(files: &[ImageFile]) -> Image {
-        Image { file: "/img".into(), format: Format::Raw, disk_bytes: 9, files: files.to_vec() }
+        Image { file: "/img".into(), format: Format::Raw, disk_bytes: 9, files: files.to_vec(), behind: Vec::new() }
     }
 
     fn file(path: &Path) -> ImageFile {

@@ -138,6 +138,66 @@ fn an_image_that_names_other_files_is_refused_unless_that_is_wanted() {
 }
 
 #[test]
+fn what_holds_for_an_image_holds_for_each_one_behind_it() {
+    let daemon = daemon();
+    let dir = daemon.dir.path();
+    let secret = dir.join("secret");
+    fs::write(&secret, vec![0x5e; 1 << 20]).expect("written");
+    let named = |name: &str| dir.join(name).to_str().expect("text").to_owned();
+    let on = |name: &str, base: &str, format: &str| {
+        let file = named(name);
+        qemu_img(&["create", "-q", "-f", "qcow2", "-b", base, "-F", format, &file, "1M"]);
+        file
+    };
+    // Data in another file, behind two images that have none.
+    let (base, option) = (named("base.qcow2"), format!("data_file={},data_file_raw=on", path(&dir.join("data.raw"))));
+    qemu_img(&["create", "-q", "-f", "qcow2", "-o", &option, &base, "1M"]);
+    let top = on("top.qcow2", &on("middle.qcow2", &base, "qcow2"), "qcow2");
+    for arguments in [&["import", &top, "web", "--with-backing"][..], &["import", &top, "web"]] {
+        let stderr = daemon.fails(2, arguments);
+        assert!(stderr.contains("base.qcow2 has its data in ") && stderr.contains("data.raw"), "{stderr}");
+    }
+    // A raw file behind two images: all that would be read is said, before and when it is.
+    let above = on("above.qcow2", &on("over.qcow2", path(&secret), "raw"), "qcow2");
+    let stderr = daemon.fails(2, &["import", &above, "web"]);
+    assert!(stderr.contains("over.qcow2, which has ") && stderr.contains("/secret\n"), "{stderr}");
+    let output = daemon.lamina(&["import", &above, "told", "--with-backing"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && stderr.starts_with("reading ") && stderr.contains("over.qcow2, behind it "), "{stderr}");
+    assert!(stderr.contains("/secret\n"), "{stderr}");
+    assert_eq!(allocated(&daemon, "told"), 1 << 20);
+    // What would have to be guessed, what is no file, what has no end, and formats that are not read.
+    let unstated = on("unstated.qcow2", path(&secret), "raw");
+    let mut bytes = fs::read(&unstated).expect("read");
+    let at = bytes.windows(4).position(|word| word == [0xe2, 0x79, 0x2a, 0xca]).expect("the extension that states it");
+    bytes[at..at + 4].copy_from_slice(b"none");
+    fs::write(&unstated, &bytes).expect("written");
+    let away = on("away.qcow2", path(&secret), "raw");
+    let rebase = |file: &str, to: &str, format: &str| qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", to, "-F", format, file]);
+    rebase(&away, "nbd://127.0.0.1:1/x", "raw");
+    let device = on("device.qcow2", path(&secret), "raw");
+    rebase(&device, "/dev/null", "raw");
+    let (one, qed) = (on("one.qcow2", path(&secret), "raw"), on("qed.qcow2", path(&secret), "raw"));
+    rebase(&one, &on("two.qcow2", &one, "qcow2"), "qcow2");
+    rebase(&qed, path(&secret), "qed");
+    for (file, words) in [
+        (&unstated, "does not say which format"),
+        (&away, "no regular file of this machine"),
+        (&device, "no regular file of this machine"),
+        (&one, "and so on without an end"),
+        (&qed, "in a format that is not read"),
+    ] {
+        let above = on("above.qcow2", &unstated, "qcow2");
+        rebase(&above, file, "qcow2");
+        for image in [file, &above] {
+            let stderr = daemon.fails(2, &["import", image, "web", "--with-backing"]);
+            assert!(stderr.contains(words) && stderr.contains("advice: "), "{stderr}");
+        }
+    }
+    assert_eq!(volumes(&daemon), ["told"], "a refused image left a volume");
+}
+
+#[test]
 fn what_a_volume_holds_is_replaced_when_that_is_confirmed() {
     let daemon = daemon();
     let image = raw(daemon.dir.path());
