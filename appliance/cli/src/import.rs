@@ -2,8 +2,9 @@
 //!
 //! The volume is detached meanwhile, so that no guest sees half of it. Only runs that hold data travel; blocks of zeros are written where
 //! the volume has something else. Pieces are written several at a time and counted as done in order, so that what is kept of an import
-//! that stopped is true. A thread of its own reads the image.
+//! that stopped is true; it counts while nothing moves the volume (`import_state.rs`). A thread of its own reads the image.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::confirm;
 use crate::ends::Ends;
 use crate::failure::Failure;
 use crate::image::{Backing, Format, Image, ImageError, read_raw};
-use crate::import_state::{Found, ImportRecord};
+use crate::import_state::{Found, ImportRecord, Mark};
 use crate::printer::size;
 use crate::qemu_nbd::Served;
 use crate::rate::bytes_a_second;
@@ -34,8 +35,8 @@ use crate::run::{Run, Runs, is_zero, nonzero};
 use crate::session::Session;
 use crate::transfer::{IN_FLIGHT, Progress, TransferError};
 
-/// How often what was done is kept.
-const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long an import that shall end waits for what is on its way, and for the daemon to say how it left the volume.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Makes a volume of a disk image.
 #[derive(Debug, Args)]
@@ -48,9 +49,10 @@ QEMU's tools; nothing is unpacked to disk in between. The format is told by the 
 names other files (a backing file, a data file) is refused, since whoever made it could have named any file of this machine. \
 --with-backing reads its backing file too, and the backing file of that, says which these are, and imports them as one; none of them may \
 have a data file, and each must be a regular file here whose format is stated.\n\n\
-An import that stops, by Ctrl-C or because a connection broke, says how to go on: --resume begins where it stopped when the image and the \
-volume are still the same, and otherwise compares, writing only what differs. Of a volume into which this image was not being imported, \
---resume replaces what it holds as well, so that must be confirmed too. --verify reads everything back and compares. An image that is \
+An import that stops, by Ctrl-C or because a connection broke, says how to go on: --resume begins where it stopped when the image is \
+still the same and nothing was done with the volume since, and otherwise compares all of it, writing only what differs. Where the volume \
+was attached, written, rolled back or given a snapshot since, where the import was killed or the daemon started anew, where it was 30 \
+days ago, and where this image was not being imported, --resume replaces what others may have written, so that must be confirmed too. --verify reads everything back and compares. An image that is \
 changed meanwhile is a failure.",
     after_long_help = "\
 Examples:
@@ -146,11 +148,11 @@ pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Resul
     {
         // All of it was written; what differs can be mended, and without a record that would have to be confirmed.
         let differs = matches!(failure, TransferError::Differs { .. });
-        let _ = record.keep((!differs).then_some(import.image.disk_bytes));
+        let _ = record.keep((!differs).then_some(import.image.disk_bytes), import.mark().await);
         return Err(if differs { failure } else { import.stopped(import.image.disk_bytes, failure) }.into());
     }
     // Whatever happens now, nothing has to be read again.
-    let _ = record.keep(Some(import.image.disk_bytes));
+    let _ = record.keep(Some(import.image.disk_bytes), import.mark().await);
     let end = async {
         if attach {
             session.client.tell::<Volume>(&paths::of_volume(&arguments.name, "attach")).await
@@ -217,9 +219,10 @@ async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) 
         return Err(TransferError::ReadOnly { volume: volume.name }.into());
     }
     let attached = volume.state == VolumeState::Attached;
-    let found = if arguments.resume { ImportRecord::new(image, &volume.id).found() } else { None };
-    // What an import replaces was given up when it began.
-    if existed && found.is_none() && !held(session, name, volume.size_bytes).await?.is_empty() {
+    let found = if arguments.resume { ImportRecord::new(image, &volume.id).found(&volume) } else { None };
+    // What an import replaces was given up when it began; not what came later.
+    let ours = found.is_some_and(|found| found.mark.is_some());
+    if existed && !ours && !held(session, name, volume.size_bytes).await?.is_empty() {
         confirm::loss(&format!("importing replaces what volume '{name}' holds"), name.as_str(), arguments.yes)?;
     }
     let volume = if attached && !volume.connected { session.client.tell(&paths::of_volume(name, "detach")).await? } else { volume };
@@ -258,8 +261,8 @@ struct Import<'a> {
 impl Import<'_> {
     /// Copies; answers the image's bytes of data, and how many were written.
     async fn copy(&self, record: &mut ImportRecord, ends: &mut Ends) -> Result<(u64, u64), Failure> {
-        // What the volume holds was given up; so it can be gone on with, though by comparing.
-        let _ = record.keep(self.found.and_then(|found| found.done));
+        // That it was begun, and whether to attach it in the end. From the first write on the mark is another.
+        let _ = record.keep(self.found.and_then(|found| found.done), self.found.and_then(|found| found.mark));
         let layout = ends.during(self.layout(self.fresh)).await;
         let (data, dirty) = layout.ok_or_else(|| self.stopped(0, TransferError::Interrupted))??;
         let (way, from) = match (self.arguments.resume, self.found.and_then(|found| found.done)) {
@@ -268,7 +271,7 @@ impl Import<'_> {
                 (Way::Write, done)
             }
             (true, None) => {
-                self.session.printer.notice("nothing is known of where it stopped: comparing, and writing what differs");
+                self.session.printer.notice("where it stopped cannot be relied on: comparing, and writing what differs");
                 (Way::Mend, 0)
             }
             // Writing zeros to all of a volume of which nothing is known would take longer than looking.
@@ -277,29 +280,30 @@ impl Import<'_> {
         };
         // While it compares, what is in front is right, but going on would compare too.
         let known = |done| (way == Way::Write).then_some(done);
-        // Without it the import could still go on by comparing; that is said when it stops.
-        let _ = record.keep(known(from));
         let plan = data.joined(&dirty, from);
-        let (mut done, mut written, mut kept) = (from, 0, Instant::now());
+        let (mut done, mut written) = (from, 0);
         let outcome = self
             .pass(way, &plan, &dirty, ends, |handled| {
                 (done, written) = (handled.run.end(), written + handled.written);
-                if way == Way::Write && kept.elapsed() >= KEEP_EVERY {
-                    kept = Instant::now();
-                    // As above.
-                    let _ = record.keep(Some(done));
-                }
             })
             .await;
         match outcome {
             Ok(()) => Ok((data.bytes(), written)),
             Err(cause) => {
-                if record.keep(known(done)).is_err() {
+                let mark = self.mark().await;
+                if mark.is_none() || record.keep(known(done), mark).is_err() {
                     self.session.printer.warn("where it stopped could not be kept; --resume will compare");
                 }
                 Err(self.stopped(done, cause).into())
             }
         }
+    }
+
+    /// How the volume is left, if the daemon says it.
+    async fn mark(&self) -> Option<Mark> {
+        let look = self.session.client.volume(&self.arguments.name);
+        let volume = tokio::time::timeout(FAREWELL, look).await.ok()?.ok()?;
+        Mark::of(&volume)
     }
 
     fn stopped(&self, done: u64, cause: TransferError) -> TransferError {
@@ -374,9 +378,13 @@ impl Import<'_> {
         // It ends by itself when nobody takes pieces any more.
         let reader = std::thread::spawn(move || read(&image, wanted, &sender));
         let piece = Handling { client: &self.session.client, name: &self.arguments.name, unit: self.volume.block_size, way, dirty };
-        let read = stream::unfold(pieces, |mut pieces| async { pieces.recv().await.map(|piece| (piece, pieces)) });
+        let stopping: Cell<Option<tokio::time::Instant>> = Cell::new(None);
+        let read = stream::unfold(pieces, |mut pieces| async {
+            if stopping.get().is_some() { None } else { pieces.recv().await.map(|piece| (piece, pieces)) }
+        });
         let mut handled = std::pin::pin!(read.map(|read| piece.handle(read)).buffered(IN_FLIGHT));
         loop {
+            let farewell = stopping.get();
             tokio::select! {
                 next = handled.next() => match next {
                     Some(handled) => {
@@ -386,12 +394,28 @@ impl Import<'_> {
                     }
                     None => break,
                 },
-                _ = ends.next() => return Err(TransferError::Interrupted),
+                // What is on its way arrives first: else it would move the volume after its mark was taken.
+                _ = ends.next() => match farewell {
+                    None => stopping.set(Some(tokio::time::Instant::now() + FAREWELL)),
+                    Some(_) => return Err(TransferError::Interrupted),
+                },
+                () = until(farewell) => return Err(TransferError::Interrupted),
             }
+        }
+        if stopping.get().is_some() {
+            return Err(TransferError::Interrupted);
         }
         // All pieces came: the thread has ended, or is about to.
         reader.join().map_err(|_| self.lost())?;
         Ok(self.image.unchanged()?)
+    }
+}
+
+/// Never, without a moment.
+async fn until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -407,6 +407,38 @@ fn an_import_that_was_interrupted_goes_on_where_it_stopped() {
     assert_eq!((written(&daemon), done["volume"]["state"].as_str()), (400, Some("attached")));
 }
 
+/// Leaves an import into `web` half done.
+fn half_done(daemon: &Daemon, image: &Path) {
+    drop(large(image));
+    let (child, _) = interrupted_at_forty(daemon, &["import", path(image), "web"]);
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert_eq!(child.wait_with_output().expect("ended").status.code(), Some(130));
+}
+
+#[test]
+fn an_import_does_not_go_on_where_it_stopped_when_the_volume_was_used_since() {
+    let web = VolumeName::new("web").expect("a name");
+    for uses in
+        [&[&["volume", "attach", "web"][..]][..], &[&["snapshot", "create", "web@x"], &["volume", "rollback", "web@x", "--yes"]]]
+    {
+        let daemon = daemon();
+        let image = daemon.dir.path().join("large.raw");
+        half_done(&daemon, &image);
+        for arguments in uses {
+            daemon.ok(&[arguments, &["-q"][..]].concat());
+        }
+        daemon.fake.write_data(&web, 4096, &[200; 4096]).expect("a guest's write");
+        let again = ["import", path(&image), "web", "--resume"];
+        let stderr = daemon.fails(2, &again);
+        assert!(stderr.contains("importing replaces what volume 'web' holds"), "{stderr}");
+        assert_eq!(daemon.fake.read_data(&web, 4096, 4096).expect("read"), [200; 4096], "it was replaced without a question");
+        let output = daemon.lamina(&[&again, &["--yes"][..]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && stderr.contains("comparing"), "{stderr}");
+        assert_eq!(daemon.fake.read_data(&web, 4096, 4096).expect("read"), [1; 4096], "the guest's write stayed");
+    }
+}
+
 #[test]
 fn an_export_that_was_interrupted_leaves_neither_a_clone_nor_a_file() {
     let daemon = daemon();
