@@ -1,7 +1,7 @@
 //! Images in and out: real ones, made and compared by `qemu-img`, through an appliance in memory.
 
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -288,6 +288,33 @@ fn an_image_that_nobody_takes_whole_is_a_failure() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("stdout cannot be written: Broken pipe"), "{stderr}");
+    assert_eq!(volumes(&daemon), ["web"]);
+}
+
+#[test]
+fn an_export_whose_reader_stalls_ends_when_it_is_told_to() {
+    let daemon = daemon();
+    daemon.ok(&["volume", "create", "web", "--size", "8MiB"]);
+    let mut export = daemon.command(&["export", "web", "-", "--format", "raw"]);
+    let mut child = export.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
+    // Its first bytes say that it writes; the pipe takes 64 KiB of the rest.
+    let mut stdout = child.stdout.take().expect("a pipe");
+    stdout.read_exact(&mut [0; 16]).expect("read");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill").success());
+    let until = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        match child.try_wait().expect("a state") {
+            Some(status) => break status,
+            None if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
+            None => {
+                child.kill().expect("killed");
+                panic!("it goes on");
+            }
+        }
+    };
+    assert_eq!(status.code(), Some(130));
+    drop(stdout);
     assert_eq!(volumes(&daemon), ["web"]);
 }
 
