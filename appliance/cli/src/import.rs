@@ -480,11 +480,14 @@ enum Source {
 }
 
 impl Source {
+    /// What was opened is what was looked at: in between, a header could have been given other files to name.
     fn open(image: &Image) -> Result<Self, ImageError> {
-        match image.format {
-            Format::Raw => File::open(&image.file).map(Self::Raw).map_err(|cause| unreadable(image, cause)),
-            _ => Served::reading(image).map(Self::Served),
-        }
+        let source = match image.format {
+            Format::Raw => File::open(&image.file).map(Self::Raw).map_err(|cause| unreadable(image, cause))?,
+            _ => Self::Served(Served::reading(image)?),
+        };
+        image.unchanged()?;
+        Ok(source)
     }
 
     fn read(&mut self, image: &Image, offset: u64, into: &mut [u8]) -> Result<(), ImageError> {
@@ -501,4 +504,56 @@ impl Source {
 
 fn unreadable(image: &Image, cause: std::io::Error) -> ImageError {
     ImageError::File { doing: "read", file: image.file.clone(), cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::{Backing, Image, ImageError, Source};
+
+    fn qemu_img(arguments: &[&str]) {
+        let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img: see tests/install-packages.sh");
+        assert!(output.status.success(), "qemu-img {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn an_image_that_was_exchanged_since_it_was_looked_at_is_not_read() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+        let (file, secret) = (path("x.qcow2"), path("secret"));
+        std::fs::write(&secret, [0x5e; 1 << 16]).expect("written");
+        let data = format!("data_file={},data_file_raw=on", path("data"));
+        for other in [
+            // It names other files now.
+            &["rebase", "-u", "-f", "qcow2", "-b", &secret, "-F", "raw", &file][..],
+            &["create", "-q", "-f", "qcow2", "-o", &data, &file, "64K"],
+        ] {
+            qemu_img(&["create", "-q", "-f", "qcow2", &file, "64K"]);
+            let image = Image::inspect(Path::new(&file), None, Backing::Refused).expect("an image of its own");
+            assert!(Source::open(&image).is_ok());
+            qemu_img(other);
+            assert!(matches!(Source::open(&image), Err(ImageError::Changed { .. })), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn no_backing_file_is_opened_but_those_that_were_looked_at() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+        let (file, secret) = (path("x.qcow2"), path("secret"));
+        std::fs::write(&secret, [0x5e; 1 << 16]).expect("written");
+        qemu_img(&["create", "-q", "-f", "qcow2", "-b", &secret, "-F", "raw", &file]);
+        let read = |image: &Image| {
+            let (mut source, mut bytes) = (Source::open(image).expect("opened"), [0; 512]);
+            source.read(image, 0, &mut bytes).expect("read");
+            bytes
+        };
+        let mut image = Image::inspect(Path::new(&file), None, Backing::Wanted).expect("an image");
+        assert_eq!(read(&image), [0x5e; 512]);
+        // As if it had come by its backing file later, unseen.
+        image.behind.clear();
+        assert_eq!((read(&image), image.runs().expect("runs").len()), ([0; 512], 0));
+    }
 }
