@@ -134,12 +134,13 @@ pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Resul
     if !image.behind.is_empty() {
         session.printer.notice(&format!("reading {}", image.paths().join(", behind it ")));
     }
-    let Prepared { volume, fresh, found, attach } = prepare(arguments, &image, session).await?;
-    let mut record = ImportRecord::new(&image, &volume.id);
-    record.attach(attach);
-    let import = Import { arguments, image, volume, fresh, found, session };
-    // From here on there is something to be said when it is interrupted.
+    let looked = look(arguments, &image, session).await?;
+    // Nothing was changed until here. From here on there is something to be said when it is interrupted.
     let mut ends = Ends::listen()?;
+    let taken = ends.during(take(looked, arguments, &image, session)).await;
+    let stopped = || stopped(arguments, session, &image, 0, TransferError::Interrupted);
+    let Prepared { volume, fresh, found, mut record, attach } = taken.ok_or_else(stopped)??;
+    let import = Import { arguments, image, volume, fresh, found, session };
     let begun = Instant::now();
     let (data_bytes, written_bytes) = import.copy(&mut record, &mut ends).await?;
     let took = begun.elapsed();
@@ -179,37 +180,20 @@ pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Resul
     })
 }
 
-/// A volume, detached, large enough, and ours to write.
-struct Prepared {
-    volume: Volume,
-    /// It was made for this import: there is nothing in it.
-    fresh: bool,
+/// What is there before anything is changed.
+struct Looked {
+    volume: Option<Volume>,
     /// What is known of an import that is to go on.
     found: Option<Found>,
-    /// It shall be attached afterwards.
-    attach: bool,
 }
 
-async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) -> Result<Prepared, Failure> {
+/// Whether there is a volume, whether it can take the image, and whether it may be replaced.
+async fn look(arguments: &ImportArguments, image: &Image, session: &Session) -> Result<Looked, Failure> {
     let name = &arguments.name;
-    let found = match session.client.volume(name).await {
-        Ok(volume) => Some(volume),
-        Err(error) if error.kind() == Some(ProblemKind::NotFound) => None,
+    let volume = match session.client.volume(name).await {
+        Ok(volume) => volume,
+        Err(error) if error.kind() == Some(ProblemKind::NotFound) => return Ok(Looked { volume: None, found: None }),
         Err(error) => return Err(error.into()),
-    };
-    let existed = found.is_some();
-    let volume = match found {
-        Some(volume) => volume,
-        None => {
-            let unit = u64::from(BlockSize::DEFAULT.get());
-            let request = CreateVolume {
-                name: name.to_string(),
-                size_bytes: image.disk_bytes.next_multiple_of(unit),
-                labels: crate::labels::all(&arguments.labels)?,
-                ..CreateVolume::default()
-            };
-            session.client.post(paths::VOLUMES, &request).await?
-        }
     };
     if volume.size_bytes < image.disk_bytes {
         let (has, needs) = (size(volume.size_bytes), whole_size(image.disk_bytes.next_multiple_of(volume.block_size.max(1))));
@@ -218,17 +202,55 @@ async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) 
     if volume.read_only {
         return Err(TransferError::ReadOnly { volume: volume.name }.into());
     }
-    let attached = volume.state == VolumeState::Attached;
     let found = if arguments.resume { ImportRecord::new(image, &volume.id).found(&volume) } else { None };
     // What an import replaces was given up when it began; not what came later.
     let ours = found.is_some_and(|found| found.mark.is_some());
-    if existed && !ours && !held(session, name, volume.size_bytes).await?.is_empty() {
+    if !ours && !held(session, name, volume.size_bytes).await?.is_empty() {
         confirm::loss(&format!("importing replaces what volume '{name}' holds"), name.as_str(), arguments.yes)?;
     }
-    let volume = if attached && !volume.connected { session.client.tell(&paths::of_volume(name, "detach")).await? } else { volume };
+    Ok(Looked { volume: Some(volume), found })
+}
+
+/// A volume, detached, large enough, and ours to write.
+struct Prepared {
+    volume: Volume,
+    /// It was made for this import: there is nothing in it.
+    fresh: bool,
+    /// What is known of an import that is to go on.
+    found: Option<Found>,
+    /// What is kept of this one.
+    record: ImportRecord,
+    /// It shall be attached afterwards.
+    attach: bool,
+}
+
+/// Makes the volume if there is none, and detaches it.
+async fn take(looked: Looked, arguments: &ImportArguments, image: &Image, session: &Session) -> Result<Prepared, Failure> {
+    let Looked { volume, found } = looked;
+    let fresh = volume.is_none();
+    let volume: Volume = match volume {
+        Some(volume) => volume,
+        None => {
+            let unit = u64::from(BlockSize::DEFAULT.get());
+            let request = CreateVolume {
+                name: arguments.name.to_string(),
+                size_bytes: image.disk_bytes.next_multiple_of(unit),
+                labels: crate::labels::all(&arguments.labels)?,
+                ..CreateVolume::default()
+            };
+            session.client.post(paths::VOLUMES, &request).await?
+        }
+    };
+    let attached = volume.state == VolumeState::Attached;
     // It was detached when it began.
     let attach = found.map_or(attached, |found| attached || found.attach) && !arguments.detached;
-    Ok(Prepared { volume, fresh: !existed, found, attach })
+    let mut record = ImportRecord::new(image, &volume.id);
+    record.attach(attach);
+    // Before it is detached: who goes on must know that it was not. From the first write on the mark is another.
+    let _ = record.keep(found.and_then(|found| found.done), found.and_then(|found| found.mark));
+    let detached = attached && !volume.connected;
+    let volume = if detached { session.client.tell(&paths::of_volume(&arguments.name, "detach")).await? } else { volume };
+    Ok(Prepared { volume, fresh, found, record, attach })
 }
 
 /// Where a volume of `size_bytes` may have something else than zeros: all of it when the daemon cannot tell.
@@ -248,6 +270,32 @@ fn whole_size(bytes: u64) -> String {
         .map_or_else(|| bytes.to_string(), |(unit, name)| format!("{} {name}", bytes / unit))
 }
 
+fn stopped(arguments: &ImportArguments, session: &Session, image: &Image, done: u64, cause: TransferError) -> TransferError {
+    TransferError::Stopped {
+        volume: arguments.name.to_string(),
+        done: size(done),
+        total: size(image.disk_bytes),
+        again: again(arguments, session),
+        cause: Box::new(cause),
+    }
+}
+
+/// The command that goes on.
+fn again(arguments: &ImportArguments, session: &Session) -> String {
+    let ImportArguments { file, name, format, with_backing, resume: _, verify, detached, labels: _, yes: _ } = arguments;
+    let mut words = format!("lamina volume import {} {name} --resume", crate::shell::quoted(&file.to_string_lossy()));
+    if let Some(format) = format {
+        words.push_str(&format!(" --format {}", format.as_str()));
+    }
+    for (flag, _) in
+        [("--with-backing", with_backing), ("--verify", verify), ("--detached", detached)].iter().filter(|(_, is)| **is)
+    {
+        words.push_str(&format!(" {flag}"));
+    }
+    words.push_str(&session.daemon);
+    words
+}
+
 /// An import under way.
 struct Import<'a> {
     arguments: &'a ImportArguments,
@@ -261,8 +309,6 @@ struct Import<'a> {
 impl Import<'_> {
     /// Copies; answers the image's bytes of data, and how many were written.
     async fn copy(&self, record: &mut ImportRecord, ends: &mut Ends) -> Result<(u64, u64), Failure> {
-        // That it was begun, and whether to attach it in the end. From the first write on the mark is another.
-        let _ = record.keep(self.found.and_then(|found| found.done), self.found.and_then(|found| found.mark));
         let layout = ends.during(self.layout(self.fresh)).await;
         let (data, dirty) = layout.ok_or_else(|| self.stopped(0, TransferError::Interrupted))??;
         let (way, from) = match (self.arguments.resume, self.found.and_then(|found| found.done)) {
@@ -307,29 +353,7 @@ impl Import<'_> {
     }
 
     fn stopped(&self, done: u64, cause: TransferError) -> TransferError {
-        TransferError::Stopped {
-            volume: self.arguments.name.to_string(),
-            done: size(done),
-            total: size(self.image.disk_bytes),
-            again: self.again(),
-            cause: Box::new(cause),
-        }
-    }
-
-    /// The command that goes on.
-    fn again(&self) -> String {
-        let ImportArguments { file, name, format, with_backing, resume: _, verify, detached, labels: _, yes: _ } = self.arguments;
-        let mut words = format!("lamina volume import {} {name} --resume", crate::shell::quoted(&file.to_string_lossy()));
-        if let Some(format) = format {
-            words.push_str(&format!(" --format {}", format.as_str()));
-        }
-        for (flag, _) in
-            [("--with-backing", with_backing), ("--verify", verify), ("--detached", detached)].iter().filter(|(_, is)| **is)
-        {
-            words.push_str(&format!(" {flag}"));
-        }
-        words.push_str(&self.session.daemon);
-        words
+        stopped(self.arguments, self.session, &self.image, done, cause)
     }
 
     async fn verify(&self, ends: &mut Ends) -> Result<(), TransferError> {

@@ -3,15 +3,19 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use lamina_api::appliance::{VolumeData, Volumes};
 use lamina_api::volume::VolumeFilter;
 use lamina_contract::VolumeName;
 
-use crate::daemon::{Daemon, daemon};
+use crate::daemon::{Daemon, daemon, lamina};
 
 const DISK: u64 = 64 << 20;
 /// Where a test disk has data: at its start, across a request's border, alone in the middle, at its end.
@@ -440,6 +444,64 @@ fn half_done(daemon: &Daemon, image: &Path) {
     let (child, _) = interrupted_at_forty(daemon, &["import", path(image), "web"]);
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
     assert_eq!(child.wait_with_output().expect("ended").status.code(), Some(130));
+}
+
+/// A socket before the daemon's, by which everything passes but the answers to requests with `word` in them; and what tells of such one.
+fn unanswered(daemon: &Daemon, word: &'static str) -> (PathBuf, Receiver<()>) {
+    let (socket, behind) = (daemon.dir.path().join("before.sock"), daemon.dir.path().join("run/lamina.sock"));
+    let listener = UnixListener::bind(&socket).expect("bind");
+    let (tell, told) = std::sync::mpsc::channel();
+    // It ends with the test.
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (Ok(mut client), Ok(mut upstream), tell) = (client, UnixStream::connect(&behind), tell.clone()) else { return };
+            let (mut answers, mut asker) = (upstream.try_clone().expect("cloned"), client.try_clone().expect("cloned"));
+            let silent = Arc::new(AtomicBool::new(false));
+            let hushed = Arc::clone(&silent);
+            std::thread::spawn(move || {
+                let mut bytes = [0; 65_536];
+                while let Ok(read @ 1..) = answers.read(&mut bytes) {
+                    if hushed.load(Ordering::SeqCst) {
+                        let _ = tell.send(());
+                    } else if asker.write_all(&bytes[..read]).is_err() {
+                        return;
+                    }
+                }
+            });
+            std::thread::spawn(move || {
+                let mut bytes = [0; 65_536];
+                while let Ok(read @ 1..) = client.read(&mut bytes) {
+                    if String::from_utf8_lossy(&bytes[..read]).contains(word) {
+                        silent.store(true, Ordering::SeqCst);
+                    }
+                    if upstream.write_all(&bytes[..read]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (socket, told)
+}
+
+#[test]
+fn an_import_that_is_interrupted_while_it_detaches_attaches_again_when_it_goes_on() {
+    let daemon = daemon();
+    let image = raw(daemon.dir.path());
+    daemon.ok(&["volume", "create", "web", "--size", "64MiB"]);
+    let (socket, detached) = unanswered(&daemon, "/detach");
+    let mut import = lamina(daemon.dir.path());
+    import.args(["--socket", path(&socket), "import", path(&image), "web"]);
+    let child = import.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("runs");
+    detached.recv_timeout(Duration::from_secs(30)).expect("it detaches the volume");
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let output = child.wait_with_output().expect("ended");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("stopped at 0 B") && stderr.contains("--resume"), "{stderr}");
+    assert_eq!(daemon.json(&["volume", "show", "web"])["state"], "detached");
+    let done = daemon.json(&["import", path(&image), "web", "--resume", "--quiet"]);
+    assert_eq!(done["volume"]["state"], "attached");
 }
 
 #[test]
