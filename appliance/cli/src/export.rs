@@ -62,7 +62,8 @@ pub(crate) enum ExportFormat {
 It reads a temporary clone, named after the volume, and removes it afterwards whatever happened, with the snapshot that was made for it; a \
 guest may go on using the volume. A raw image is a sparse file; with '-' it goes to stdout with all its zeros. A qcow2 image is written \
 through qemu-nbd, without a raw copy in between. Until it is complete the file is called FILE.NUMBER.part; one that a kill left may be \
-deleted. --force replaces regular files only: for a device write '-' and send stdout there.",
+deleted. An image is its owner's only (mode 0600); one that replaces a file by --force takes the mode of that, and its owner where that is \
+possible. --force replaces regular files only: for a device write '-' and send stdout there.",
     after_long_help = "\
 Examples:
   lamina volume export web web.qcow2
@@ -399,7 +400,7 @@ impl Sink {
                 let mut create = Command::new("qemu-img");
                 create.args(["create", "-q", "-f", "qcow2"]).arg(&whole).arg(disk_bytes.to_string());
                 output("qemu-img", &mut create)?;
-                Ok(Self::Qcow2 { served: Box::new(Served::start(&whole, Format::Qcow2, *access, disk_bytes)?), part })
+                Ok(Self::Qcow2 { served: Box::new(Served::writing(&whole, Format::Qcow2, *access, disk_bytes)?), part })
             }
         }
     }

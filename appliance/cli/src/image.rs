@@ -2,8 +2,9 @@
 //!
 //! An image comes from somewhere else, and may name other files to be read as its own: a backing file, a data file, extents. A guest that
 //! could write its image's header could so have any file of this machine imported. Therefore such images are refused; a backing file is
-//! read when that was asked for. Formats are told by their magic, never guessed by `qemu-img`, and files are named to it by absolute
-//! paths, which it does not take for addresses.
+//! read when that was asked for, and what holds for an image holds for each one behind it. Formats are told by their magic or stated by the
+//! image in front, never guessed by `qemu-img`, and files are named to it by absolute paths, which it does not take for addresses. Which
+//! files it opens is said here, link by link: whatever an image names when it is opened, no other backing file is.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -42,6 +43,11 @@ impl Format {
             Self::Vdi => "vdi",
             Self::Vhdx => "vhdx",
         }
+    }
+
+    /// By the name that images state.
+    fn of_name(name: &str) -> Option<Self> {
+        [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vdi, Self::Vhdx].into_iter().find(|format| format.as_str() == name)
     }
 
     /// What the first bytes of a file say, and for one format the last 512.
@@ -141,13 +147,23 @@ pub(crate) enum ImageError {
         /// Where.
         file: PathBuf,
     },
-    /// It reads another image where it has nothing itself.
-    #[error("{} has the backing file {backing}", file.display())]
+    /// It reads other images where it has nothing itself.
+    #[error("{} has the backing file {}", file.display(), paths(behind).join(", which has "))]
     Backing {
+        /// Where.
+        file: PathBuf,
+        /// All that would be read: its backing file, then the backing file of that.
+        behind: Vec<Link>,
+    },
+    /// Its backing file is not read, whoever wants it.
+    #[error("{} has the backing file {backing}, {}", file.display(), why.words())]
+    Unusable {
         /// Where.
         file: PathBuf,
         /// What it says.
         backing: String,
+        /// Why not.
+        why: Unusable,
     },
     /// Its data lies in other files.
     #[error("{} has its data in {other}", file.display())]
@@ -200,13 +216,46 @@ pub(crate) enum ImageError {
     },
 }
 
+/// Why a backing file is never read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unusable {
+    /// An address, a device, or nothing at all.
+    NoFile,
+    /// `qemu-img` would look what it is: then whoever wrote it chooses.
+    Unstated,
+    /// A format that is not read.
+    Unread,
+    /// There is no end to it.
+    Endless,
+}
+
+impl Unusable {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::NoFile => "which is no regular file of this machine",
+            Self::Unstated => "and does not say which format that has",
+            Self::Unread => "in a format that is not read",
+            Self::Endless => "and so on without an end",
+        }
+    }
+
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::Unstated => "look what it is, then state it: qemu-img rebase -u -b FILE -F FORMAT",
+            Self::Endless => "look where the image comes from",
+            Self::NoFile | Self::Unread => "make one file of it first: qemu-img convert -O qcow2",
+        }
+    }
+}
+
 impl ImageError {
     /// As in [`crate::failure`]: a file that was named and cannot be used is a wrong command line, one that is there already forbids it.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Exists { .. } => 5,
             Self::File { doing: "read" | "look at", .. } | Self::Special { .. } | Self::Empty { .. } => 2,
-            Self::Foreign { .. } | Self::Backing { .. } | Self::Elsewhere { .. } | Self::Encrypted { .. } => 2,
+            Self::Foreign { .. } | Self::Backing { .. } | Self::Unusable { .. } => 2,
+            Self::Elsewhere { .. } | Self::Encrypted { .. } => 2,
             _ => 1,
         }
     }
@@ -218,7 +267,8 @@ impl ImageError {
             Self::Special { .. } => "choose another name; to write a raw image to a device or pipe, write - and send stdout there",
             Self::Foreign { foreign, .. } => return Some(format!("{}; --format raw takes its bytes as they are", foreign.first)),
             Self::Changed { .. } => "see to it that nobody writes to it meanwhile, then import once more with --resume",
-            Self::Backing { .. } => "look whether that is yours to read, then add --with-backing to import both as one",
+            Self::Backing { .. } => "look whether all that is yours to read, then add --with-backing to import it as one",
+            Self::Unusable { why, .. } => why.advice(),
             Self::Elsewhere { .. } => "make one file of it first: qemu-img convert -O qcow2",
             Self::Encrypted { .. } => "decrypt it first: qemu-img convert",
             Self::NoTool { .. } => "install qemu-utils (Debian) or qemu-img (others); raw images need neither",
@@ -241,7 +291,21 @@ pub(crate) struct Image {
     pub(crate) disk_bytes: u64,
     /// What it is read from: its own file, then those behind it.
     pub(crate) files: Vec<ImageFile>,
+    /// Its backing file, the backing file of that, and so on.
+    pub(crate) behind: Vec<Link>,
 }
+
+/// An image of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// Its absolute path.
+    file: PathBuf,
+    /// What it is.
+    format: Format,
+}
+
+/// Images behind an image at most. QEMU's own trouble begins later, and what one argument of a program may hold (128 KiB) too.
+const MAX_BEHIND: usize = 30;
 
 /// A file that an image is read from, as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -284,7 +348,8 @@ pub(crate) enum Backing {
 struct Info {
     virtual_size: u64,
     backing_filename: Option<String>,
-    full_backing_filename: Option<PathBuf>,
+    full_backing_filename: Option<String>,
+    backing_filename_format: Option<String>,
     #[serde(default)]
     encrypted: bool,
     format_specific: Option<Specific>,
@@ -332,38 +397,34 @@ impl Image {
                 Format::of_ends(&head, &tail).map_err(|foreign| ImageError::Foreign { file: whole.clone(), foreign })?
             }
         };
-        let disk_bytes = match format {
+        let own = Link { file: whole, format };
+        let (disk_bytes, behind) = match format {
             // A block device says its size only so.
-            Format::Raw => rustix::fs::seek(&opened, rustix::fs::SeekFrom::End(0)).map_err(|error| unreadable(error.into()))?,
-            _ => Self::asked(&whole, format, backing, &mut files)?,
+            Format::Raw => {
+                let end = rustix::fs::seek(&opened, rustix::fs::SeekFrom::End(0)).map_err(|error| unreadable(error.into()))?;
+                (end, Vec::new())
+            }
+            _ => own.chain(&mut files)?,
         };
+        let Link { file, format } = own;
         if disk_bytes == 0 {
-            return Err(ImageError::Empty { file: whole });
+            return Err(ImageError::Empty { file });
         }
-        Ok(Self { file: whole, format, disk_bytes, files })
+        if backing == Backing::Refused && !behind.is_empty() {
+            return Err(ImageError::Backing { file, behind });
+        }
+        Ok(Self { file, format, disk_bytes, files, behind })
     }
 
-    /// Adds the files behind it to `files`.
-    fn asked(file: &Path, format: Format, backing: Backing, files: &mut Vec<ImageFile>) -> Result<u64, ImageError> {
-        let info: Info = asked("qemu-img", &["info", "--output=json", "--image-opts"], &options(format, file))?;
-        match (info.backing_filename, backing) {
-            (Some(backing), Backing::Refused) => return Err(ImageError::Backing { file: file.to_owned(), backing }),
-            (Some(_), Backing::Wanted) => {
-                let chain = ["info", "--backing-chain", "--output=json", "--image-opts"];
-                let chain: Vec<Info> = asked("qemu-img", &chain, &options(format, file))?;
-                files.extend(chain.into_iter().filter_map(|info| info.full_backing_filename).map(|file| ImageFile::look(&file)));
-            }
-            (None, _) => {}
-        }
-        if info.encrypted {
-            return Err(ImageError::Encrypted { file: file.to_owned() });
-        }
-        let data = info.format_specific.map(|specific| specific.data).unwrap_or_default();
-        let elsewhere = data.data_file.into_iter().chain(data.extents.into_iter().filter_map(|extent| extent.filename));
-        if let Some(other) = elsewhere.into_iter().find(|other| Path::new(other) != file) {
-            return Err(ImageError::Elsewhere { file: file.to_owned(), other });
-        }
-        Ok(info.virtual_size)
+    /// What `qemu-img` and `qemu-nbd` shall open: this chain, and no other backing file.
+    pub(crate) fn node(&self) -> String {
+        let own = Link { file: self.file.clone(), format: self.format };
+        node(&[std::slice::from_ref(&own), &self.behind].concat())
+    }
+
+    /// The paths of all files that are read, in order.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        [vec![self.file.display().to_string()], paths(&self.behind)].concat()
     }
 
     /// Whether all that was read until now is of one image: as far as files say when they were changed.
@@ -380,8 +441,7 @@ impl Image {
         match self.format {
             Format::Raw => self.raw_runs().map_err(|cause| ImageError::File { doing: "read", file: self.file.clone(), cause }),
             _ => {
-                let mapped: Vec<Mapped> =
-                    asked("qemu-img", &["map", "--output=json", "--image-opts"], &options(self.format, &self.file))?;
+                let mapped: Vec<Mapped> = asked("qemu-img", &["map", "--output=json"], &self.node())?;
                 Ok(mapped.into_iter().filter(|run| run.data && !run.zero).map(|run| Run::new(run.start, run.length)).collect())
             }
         }
@@ -412,6 +472,62 @@ impl Image {
     }
 }
 
+impl Link {
+    /// Bytes of the disk, and the images behind this one; adds their files to `files`. Each is opened alone, once it is known that it may be.
+    fn chain(&self, files: &mut Vec<ImageFile>) -> Result<(u64, Vec<Self>), ImageError> {
+        let (disk_bytes, mut next) = self.asked()?;
+        let mut behind = Vec::new();
+        let mut last = self.file.clone();
+        while let Some(link) = next {
+            let known = link.file == self.file || behind.contains(&link);
+            if known || behind.len() >= MAX_BEHIND {
+                let backing = link.file.display().to_string();
+                return Err(ImageError::Unusable { file: last, backing, why: Unusable::Endless });
+            }
+            files.push(ImageFile::look(&link.file));
+            next = if link.format == Format::Raw { None } else { link.asked()?.1 };
+            last.clone_from(&link.file);
+            behind.push(link);
+        }
+        Ok((disk_bytes, behind))
+    }
+
+    /// Bytes of the disk, and what is behind it. Nothing but its own file is opened, and a data file if it has one.
+    fn asked(&self) -> Result<(u64, Option<Self>), ImageError> {
+        let info: Info = asked("qemu-img", &["info", "--output=json"], &node(std::slice::from_ref(self)))?;
+        if info.encrypted {
+            return Err(ImageError::Encrypted { file: self.file.clone() });
+        }
+        let data = info.format_specific.map(|specific| specific.data).unwrap_or_default();
+        let mut elsewhere = data.data_file.into_iter().chain(data.extents.into_iter().filter_map(|extent| extent.filename));
+        if let Some(other) = elsewhere.find(|other| Path::new(other) != self.file) {
+            return Err(ImageError::Elsewhere { file: self.file.clone(), other });
+        }
+        let Some(backing) = info.full_backing_filename.or(info.backing_filename) else { return Ok((info.virtual_size, None)) };
+        let unusable = |why| ImageError::Unusable { file: self.file.clone(), backing: backing.clone(), why };
+        let stated = info.backing_filename_format.ok_or_else(|| unusable(Unusable::Unstated))?;
+        let format = Format::of_name(&stated).ok_or_else(|| unusable(Unusable::Unread))?;
+        // An address is no absolute path; what is none is a file beside this one to `qemu-img`, which has made it absolute.
+        let file = Path::new(&backing);
+        let file = file.is_absolute().then(|| file.canonicalize().ok()).flatten().filter(|file| file.is_file());
+        let file = file.ok_or_else(|| unusable(Unusable::NoFile))?;
+        Ok((info.virtual_size, Some(Self { file, format })))
+    }
+}
+
+fn paths(links: &[Link]) -> Vec<String> {
+    links.iter().map(|link| link.file.display().to_string()).collect()
+}
+
+/// A chain as QEMU's programs take it for a file's name. The last one has nothing behind it, whatever it says.
+fn node(links: &[Link]) -> String {
+    let node = links.iter().rev().fold(serde_json::Value::Null, |backing, Link { file, format }| {
+        let file = serde_json::json!({"driver": "file", "filename": file.to_string_lossy()});
+        serde_json::json!({"driver": format.as_str(), "file": file, "backing": backing})
+    });
+    format!("json:{node}")
+}
+
 /// `file` as an image of `format`, for programs that take `--image-opts`. A comma ends a value there; two are one.
 pub(crate) fn options(format: Format, file: &Path) -> String {
     options_within("", format, file)
@@ -433,9 +549,9 @@ fn ends(file: &mut File) -> io::Result<(Vec<u8>, Vec<u8>)> {
     Ok((head, tail))
 }
 
-fn asked<T: serde::de::DeserializeOwned>(tool: &'static str, arguments: &[&str], options: &str) -> Result<T, ImageError> {
+fn asked<T: serde::de::DeserializeOwned>(tool: &'static str, arguments: &[&str], node: &str) -> Result<T, ImageError> {
     let mut command = Command::new(tool);
-    command.args(arguments).arg(options);
+    command.args(arguments).arg(node);
     serde_json::from_slice(&output(tool, &mut command)?).map_err(|cause| ImageError::Answer { tool, cause })
 }
 
@@ -464,7 +580,7 @@ mod tests {
     use std::fs::File;
     use std::io::{Seek, SeekFrom, Write};
 
-    use super::{Backing, Format, Image, ImageError, options, read_raw};
+    use super::{Backing, Format, Image, ImageError, Link, node, options, read_raw};
     use crate::run::Run;
 
     #[test]
@@ -499,6 +615,16 @@ mod tests {
     fn commas_in_paths_do_not_end_an_option() {
         let options = options(Format::Qcow2, std::path::Path::new("/a,b"));
         assert_eq!(options, "driver=qcow2,file.driver=file,file.filename=/a,,b");
+    }
+
+    #[test]
+    fn a_chain_is_named_link_by_link_and_ends_where_we_say() {
+        let link = |file: &str, format| Link { file: file.into(), format };
+        let node = node(&[link("/a,\"b", Format::Qcow2), link("/base", Format::Raw)]);
+        let node: serde_json::Value = serde_json::from_str(node.trim_start_matches("json:")).expect("json");
+        assert_eq!((&node["driver"], &node["file"]["filename"]), (&"qcow2".into(), &"/a,\"b".into()));
+        assert_eq!((&node["backing"]["driver"], &node["backing"]["file"]["filename"]), (&"raw".into(), &"/base".into()));
+        assert!(node["backing"].as_object().is_some_and(|last| last["backing"].is_null()));
     }
 
     #[test]

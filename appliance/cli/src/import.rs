@@ -2,8 +2,9 @@
 //!
 //! The volume is detached meanwhile, so that no guest sees half of it. Only runs that hold data travel; blocks of zeros are written where
 //! the volume has something else. Pieces are written several at a time and counted as done in order, so that what is kept of an import
-//! that stopped is true. A thread of its own reads the image.
+//! that stopped is true; it counts while nothing moves the volume (`import_state.rs`). A thread of its own reads the image.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,16 +27,16 @@ use crate::confirm;
 use crate::ends::Ends;
 use crate::failure::Failure;
 use crate::image::{Backing, Format, Image, ImageError, read_raw};
-use crate::import_state::{Found, ImportRecord};
+use crate::import_state::{Found, ImportRecord, Mark};
 use crate::printer::size;
-use crate::qemu_nbd::{Access, Served};
+use crate::qemu_nbd::Served;
 use crate::rate::bytes_a_second;
 use crate::run::{Run, Runs, is_zero, nonzero};
 use crate::session::Session;
 use crate::transfer::{IN_FLIGHT, Progress, TransferError};
 
-/// How often what was done is kept.
-const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long an import that shall end waits for what is on its way, and for the daemon to say how it left the volume.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Makes a volume of a disk image.
 #[derive(Debug, Args)]
@@ -45,11 +46,13 @@ Without a volume of that name one is made, as large as the image's disk, and att
 at least as large, must not be used by a guest, and becomes what the image is: what it held before is replaced, which must be confirmed.\n\n\
 Only what holds data travels: holes and blocks of zeros are skipped. Formats other than raw are read through qemu-nbd, which comes with \
 QEMU's tools; nothing is unpacked to disk in between. The format is told by the image's first bytes unless --format says it. An image that \
-names other files (a backing file, a data file) is refused, since whoever made it could have named any file of this machine; \
---with-backing reads a backing file too, and imports both as one.\n\n\
-An import that stops, by Ctrl-C or because a connection broke, says how to go on: --resume begins where it stopped when the image and the \
-volume are still the same, and otherwise compares, writing only what differs. Of a volume into which this image was not being imported, \
---resume replaces what it holds as well, so that must be confirmed too. --verify reads everything back and compares. An image that is \
+names other files (a backing file, a data file) is refused, since whoever made it could have named any file of this machine. \
+--with-backing reads its backing file too, and the backing file of that, says which these are, and imports them as one; none of them may \
+have a data file, and each must be a regular file here whose format is stated.\n\n\
+An import that stops, by Ctrl-C or because a connection broke, says how to go on: --resume begins where it stopped when the image is \
+still the same and nothing was done with the volume since, and otherwise compares all of it, writing only what differs. Where the volume \
+was attached, written, rolled back or given a snapshot since, where the import was killed or the daemon started anew, where it was 30 \
+days ago, and where this image was not being imported, --resume replaces what others may have written, so that must be confirmed too. --verify reads everything back and compares. An image that is \
 changed meanwhile is a failure.",
     after_long_help = "\
 Examples:
@@ -69,7 +72,7 @@ pub(crate) struct ImportArguments {
     /// What the image is [default: what its first bytes say].
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Read its backing file too.
+    /// Read its backing files too.
     #[arg(long)]
     with_backing: bool,
     /// Go on with an import that stopped.
@@ -128,12 +131,16 @@ struct Handled {
 pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Result<(), Failure> {
     let backing = if arguments.with_backing { Backing::Wanted } else { Backing::Refused };
     let image = Arc::new(Image::inspect(&arguments.file, arguments.format, backing)?);
-    let Prepared { volume, fresh, found, attach } = prepare(arguments, &image, session).await?;
-    let mut record = ImportRecord::new(&image, &volume.id);
-    record.attach(attach);
-    let import = Import { arguments, image, volume, fresh, found, session };
-    // From here on there is something to be said when it is interrupted.
+    if !image.behind.is_empty() {
+        session.printer.notice(&format!("reading {}", image.paths().join(", behind it ")));
+    }
+    let looked = look(arguments, &image, session).await?;
+    // Nothing was changed until here. From here on there is something to be said when it is interrupted.
     let mut ends = Ends::listen()?;
+    let taken = ends.during(take(looked, arguments, &image, session)).await;
+    let stopped = || stopped(arguments, session, &image, 0, TransferError::Interrupted);
+    let Prepared { volume, fresh, found, mut record, attach } = taken.ok_or_else(stopped)??;
+    let import = Import { arguments, image, volume, fresh, found, session };
     let begun = Instant::now();
     let (data_bytes, written_bytes) = import.copy(&mut record, &mut ends).await?;
     let took = begun.elapsed();
@@ -142,11 +149,11 @@ pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Resul
     {
         // All of it was written; what differs can be mended, and without a record that would have to be confirmed.
         let differs = matches!(failure, TransferError::Differs { .. });
-        let _ = record.keep((!differs).then_some(import.image.disk_bytes));
+        let _ = record.keep((!differs).then_some(import.image.disk_bytes), import.mark().await);
         return Err(if differs { failure } else { import.stopped(import.image.disk_bytes, failure) }.into());
     }
     // Whatever happens now, nothing has to be read again.
-    let _ = record.keep(Some(import.image.disk_bytes));
+    let _ = record.keep(Some(import.image.disk_bytes), import.mark().await);
     let end = async {
         if attach {
             session.client.tell::<Volume>(&paths::of_volume(&arguments.name, "attach")).await
@@ -173,37 +180,20 @@ pub(crate) async fn run(arguments: &ImportArguments, session: &Session) -> Resul
     })
 }
 
-/// A volume, detached, large enough, and ours to write.
-struct Prepared {
-    volume: Volume,
-    /// It was made for this import: there is nothing in it.
-    fresh: bool,
+/// What is there before anything is changed.
+struct Looked {
+    volume: Option<Volume>,
     /// What is known of an import that is to go on.
     found: Option<Found>,
-    /// It shall be attached afterwards.
-    attach: bool,
 }
 
-async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) -> Result<Prepared, Failure> {
+/// Whether there is a volume, whether it can take the image, and whether it may be replaced.
+async fn look(arguments: &ImportArguments, image: &Image, session: &Session) -> Result<Looked, Failure> {
     let name = &arguments.name;
-    let found = match session.client.volume(name).await {
-        Ok(volume) => Some(volume),
-        Err(error) if error.kind() == Some(ProblemKind::NotFound) => None,
+    let volume = match session.client.volume(name).await {
+        Ok(volume) => volume,
+        Err(error) if error.kind() == Some(ProblemKind::NotFound) => return Ok(Looked { volume: None, found: None }),
         Err(error) => return Err(error.into()),
-    };
-    let existed = found.is_some();
-    let volume = match found {
-        Some(volume) => volume,
-        None => {
-            let unit = u64::from(BlockSize::DEFAULT.get());
-            let request = CreateVolume {
-                name: name.to_string(),
-                size_bytes: image.disk_bytes.next_multiple_of(unit),
-                labels: crate::labels::all(&arguments.labels)?,
-                ..CreateVolume::default()
-            };
-            session.client.post(paths::VOLUMES, &request).await?
-        }
     };
     if volume.size_bytes < image.disk_bytes {
         let (has, needs) = (size(volume.size_bytes), whole_size(image.disk_bytes.next_multiple_of(volume.block_size.max(1))));
@@ -212,16 +202,55 @@ async fn prepare(arguments: &ImportArguments, image: &Image, session: &Session) 
     if volume.read_only {
         return Err(TransferError::ReadOnly { volume: volume.name }.into());
     }
-    let attached = volume.state == VolumeState::Attached;
-    let found = if arguments.resume { ImportRecord::new(image, &volume.id).found() } else { None };
-    // What an import replaces was given up when it began.
-    if existed && found.is_none() && !held(session, name, volume.size_bytes).await?.is_empty() {
+    let found = if arguments.resume { ImportRecord::new(image, &volume.id).found(&volume) } else { None };
+    // What an import replaces was given up when it began; not what came later.
+    let ours = found.is_some_and(|found| found.mark.is_some());
+    if !ours && !held(session, name, volume.size_bytes).await?.is_empty() {
         confirm::loss(&format!("importing replaces what volume '{name}' holds"), name.as_str(), arguments.yes)?;
     }
-    let volume = if attached && !volume.connected { session.client.tell(&paths::of_volume(name, "detach")).await? } else { volume };
+    Ok(Looked { volume: Some(volume), found })
+}
+
+/// A volume, detached, large enough, and ours to write.
+struct Prepared {
+    volume: Volume,
+    /// It was made for this import: there is nothing in it.
+    fresh: bool,
+    /// What is known of an import that is to go on.
+    found: Option<Found>,
+    /// What is kept of this one.
+    record: ImportRecord,
+    /// It shall be attached afterwards.
+    attach: bool,
+}
+
+/// Makes the volume if there is none, and detaches it.
+async fn take(looked: Looked, arguments: &ImportArguments, image: &Image, session: &Session) -> Result<Prepared, Failure> {
+    let Looked { volume, found } = looked;
+    let fresh = volume.is_none();
+    let volume: Volume = match volume {
+        Some(volume) => volume,
+        None => {
+            let unit = u64::from(BlockSize::DEFAULT.get());
+            let request = CreateVolume {
+                name: arguments.name.to_string(),
+                size_bytes: image.disk_bytes.next_multiple_of(unit),
+                labels: crate::labels::all(&arguments.labels)?,
+                ..CreateVolume::default()
+            };
+            session.client.post(paths::VOLUMES, &request).await?
+        }
+    };
+    let attached = volume.state == VolumeState::Attached;
     // It was detached when it began.
     let attach = found.map_or(attached, |found| attached || found.attach) && !arguments.detached;
-    Ok(Prepared { volume, fresh: !existed, found, attach })
+    let mut record = ImportRecord::new(image, &volume.id);
+    record.attach(attach);
+    // Before it is detached: who goes on must know that it was not. From the first write on the mark is another.
+    let _ = record.keep(found.and_then(|found| found.done), found.and_then(|found| found.mark));
+    let detached = attached && !volume.connected;
+    let volume = if detached { session.client.tell(&paths::of_volume(&arguments.name, "detach")).await? } else { volume };
+    Ok(Prepared { volume, fresh, found, record, attach })
 }
 
 /// Where a volume of `size_bytes` may have something else than zeros: all of it when the daemon cannot tell.
@@ -241,6 +270,32 @@ fn whole_size(bytes: u64) -> String {
         .map_or_else(|| bytes.to_string(), |(unit, name)| format!("{} {name}", bytes / unit))
 }
 
+fn stopped(arguments: &ImportArguments, session: &Session, image: &Image, done: u64, cause: TransferError) -> TransferError {
+    TransferError::Stopped {
+        volume: arguments.name.to_string(),
+        done: size(done),
+        total: size(image.disk_bytes),
+        again: again(arguments, session),
+        cause: Box::new(cause),
+    }
+}
+
+/// The command that goes on.
+fn again(arguments: &ImportArguments, session: &Session) -> String {
+    let ImportArguments { file, name, format, with_backing, resume: _, verify, detached, labels: _, yes: _ } = arguments;
+    let mut words = format!("lamina volume import {} {name} --resume", crate::shell::quoted(&file.to_string_lossy()));
+    if let Some(format) = format {
+        words.push_str(&format!(" --format {}", format.as_str()));
+    }
+    for (flag, _) in
+        [("--with-backing", with_backing), ("--verify", verify), ("--detached", detached)].iter().filter(|(_, is)| **is)
+    {
+        words.push_str(&format!(" {flag}"));
+    }
+    words.push_str(&session.daemon);
+    words
+}
+
 /// An import under way.
 struct Import<'a> {
     arguments: &'a ImportArguments,
@@ -254,8 +309,6 @@ struct Import<'a> {
 impl Import<'_> {
     /// Copies; answers the image's bytes of data, and how many were written.
     async fn copy(&self, record: &mut ImportRecord, ends: &mut Ends) -> Result<(u64, u64), Failure> {
-        // What the volume holds was given up; so it can be gone on with, though by comparing.
-        let _ = record.keep(self.found.and_then(|found| found.done));
         let layout = ends.during(self.layout(self.fresh)).await;
         let (data, dirty) = layout.ok_or_else(|| self.stopped(0, TransferError::Interrupted))??;
         let (way, from) = match (self.arguments.resume, self.found.and_then(|found| found.done)) {
@@ -264,7 +317,7 @@ impl Import<'_> {
                 (Way::Write, done)
             }
             (true, None) => {
-                self.session.printer.notice("nothing is known of where it stopped: comparing, and writing what differs");
+                self.session.printer.notice("where it stopped cannot be relied on: comparing, and writing what differs");
                 (Way::Mend, 0)
             }
             // Writing zeros to all of a volume of which nothing is known would take longer than looking.
@@ -273,24 +326,18 @@ impl Import<'_> {
         };
         // While it compares, what is in front is right, but going on would compare too.
         let known = |done| (way == Way::Write).then_some(done);
-        // Without it the import could still go on by comparing; that is said when it stops.
-        let _ = record.keep(known(from));
         let plan = data.joined(&dirty, from);
-        let (mut done, mut written, mut kept) = (from, 0, Instant::now());
+        let (mut done, mut written) = (from, 0);
         let outcome = self
             .pass(way, &plan, &dirty, ends, |handled| {
                 (done, written) = (handled.run.end(), written + handled.written);
-                if way == Way::Write && kept.elapsed() >= KEEP_EVERY {
-                    kept = Instant::now();
-                    // As above.
-                    let _ = record.keep(Some(done));
-                }
             })
             .await;
         match outcome {
             Ok(()) => Ok((data.bytes(), written)),
             Err(cause) => {
-                if record.keep(known(done)).is_err() {
+                let mark = self.mark().await;
+                if mark.is_none() || record.keep(known(done), mark).is_err() {
                     self.session.printer.warn("where it stopped could not be kept; --resume will compare");
                 }
                 Err(self.stopped(done, cause).into())
@@ -298,30 +345,15 @@ impl Import<'_> {
         }
     }
 
-    fn stopped(&self, done: u64, cause: TransferError) -> TransferError {
-        TransferError::Stopped {
-            volume: self.arguments.name.to_string(),
-            done: size(done),
-            total: size(self.image.disk_bytes),
-            again: self.again(),
-            cause: Box::new(cause),
-        }
+    /// How the volume is left, if the daemon says it.
+    async fn mark(&self) -> Option<Mark> {
+        let look = self.session.client.volume(&self.arguments.name);
+        let volume = tokio::time::timeout(FAREWELL, look).await.ok()?.ok()?;
+        Mark::of(&volume)
     }
 
-    /// The command that goes on.
-    fn again(&self) -> String {
-        let ImportArguments { file, name, format, with_backing, resume: _, verify, detached, labels: _, yes: _ } = self.arguments;
-        let mut words = format!("lamina volume import {} {name} --resume", crate::shell::quoted(&file.to_string_lossy()));
-        if let Some(format) = format {
-            words.push_str(&format!(" --format {}", format.as_str()));
-        }
-        for (flag, _) in
-            [("--with-backing", with_backing), ("--verify", verify), ("--detached", detached)].iter().filter(|(_, is)| **is)
-        {
-            words.push_str(&format!(" {flag}"));
-        }
-        words.push_str(&self.session.daemon);
-        words
+    fn stopped(&self, done: u64, cause: TransferError) -> TransferError {
+        stopped(self.arguments, self.session, &self.image, done, cause)
     }
 
     async fn verify(&self, ends: &mut Ends) -> Result<(), TransferError> {
@@ -370,9 +402,13 @@ impl Import<'_> {
         // It ends by itself when nobody takes pieces any more.
         let reader = std::thread::spawn(move || read(&image, wanted, &sender));
         let piece = Handling { client: &self.session.client, name: &self.arguments.name, unit: self.volume.block_size, way, dirty };
-        let read = stream::unfold(pieces, |mut pieces| async { pieces.recv().await.map(|piece| (piece, pieces)) });
+        let stopping: Cell<Option<tokio::time::Instant>> = Cell::new(None);
+        let read = stream::unfold(pieces, |mut pieces| async {
+            if stopping.get().is_some() { None } else { pieces.recv().await.map(|piece| (piece, pieces)) }
+        });
         let mut handled = std::pin::pin!(read.map(|read| piece.handle(read)).buffered(IN_FLIGHT));
         loop {
+            let farewell = stopping.get();
             tokio::select! {
                 next = handled.next() => match next {
                     Some(handled) => {
@@ -382,12 +418,28 @@ impl Import<'_> {
                     }
                     None => break,
                 },
-                _ = ends.next() => return Err(TransferError::Interrupted),
+                // What is on its way arrives first: else it would move the volume after its mark was taken.
+                _ = ends.next() => match farewell {
+                    None => stopping.set(Some(tokio::time::Instant::now() + FAREWELL)),
+                    Some(_) => return Err(TransferError::Interrupted),
+                },
+                () = until(farewell) => return Err(TransferError::Interrupted),
             }
+        }
+        if stopping.get().is_some() {
+            return Err(TransferError::Interrupted);
         }
         // All pieces came: the thread has ended, or is about to.
         reader.join().map_err(|_| self.lost())?;
         Ok(self.image.unchanged()?)
+    }
+}
+
+/// Never, without a moment.
+async fn until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -452,11 +504,14 @@ enum Source {
 }
 
 impl Source {
+    /// What was opened is what was looked at: in between, a header could have been given other files to name.
     fn open(image: &Image) -> Result<Self, ImageError> {
-        match image.format {
-            Format::Raw => File::open(&image.file).map(Self::Raw).map_err(|cause| unreadable(image, cause)),
-            format => Served::start(&image.file, format, Access::Read, image.disk_bytes).map(Self::Served),
-        }
+        let source = match image.format {
+            Format::Raw => File::open(&image.file).map(Self::Raw).map_err(|cause| unreadable(image, cause))?,
+            _ => Self::Served(Served::reading(image)?),
+        };
+        image.unchanged()?;
+        Ok(source)
     }
 
     fn read(&mut self, image: &Image, offset: u64, into: &mut [u8]) -> Result<(), ImageError> {
@@ -473,4 +528,56 @@ impl Source {
 
 fn unreadable(image: &Image, cause: std::io::Error) -> ImageError {
     ImageError::File { doing: "read", file: image.file.clone(), cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::{Backing, Image, ImageError, Source};
+
+    fn qemu_img(arguments: &[&str]) {
+        let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img: see tests/install-packages.sh");
+        assert!(output.status.success(), "qemu-img {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn an_image_that_was_exchanged_since_it_was_looked_at_is_not_read() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+        let (file, secret) = (path("x.qcow2"), path("secret"));
+        std::fs::write(&secret, [0x5e; 1 << 16]).expect("written");
+        let data = format!("data_file={},data_file_raw=on", path("data"));
+        for other in [
+            // It names other files now.
+            &["rebase", "-u", "-f", "qcow2", "-b", &secret, "-F", "raw", &file][..],
+            &["create", "-q", "-f", "qcow2", "-o", &data, &file, "64K"],
+        ] {
+            qemu_img(&["create", "-q", "-f", "qcow2", &file, "64K"]);
+            let image = Image::inspect(Path::new(&file), None, Backing::Refused).expect("an image of its own");
+            assert!(Source::open(&image).is_ok());
+            qemu_img(other);
+            assert!(matches!(Source::open(&image), Err(ImageError::Changed { .. })), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn no_backing_file_is_opened_but_those_that_were_looked_at() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+        let (file, secret) = (path("x.qcow2"), path("secret"));
+        std::fs::write(&secret, [0x5e; 1 << 16]).expect("written");
+        qemu_img(&["create", "-q", "-f", "qcow2", "-b", &secret, "-F", "raw", &file]);
+        let read = |image: &Image| {
+            let (mut source, mut bytes) = (Source::open(image).expect("opened"), [0; 512]);
+            source.read(image, 0, &mut bytes).expect("read");
+            bytes
+        };
+        let mut image = Image::inspect(Path::new(&file), None, Backing::Wanted).expect("an image");
+        assert_eq!(read(&image), [0x5e; 512]);
+        // As if it had come by its backing file later, unseen.
+        image.behind.clear();
+        assert_eq!((read(&image), image.runs().expect("runs").len()), ([0; 512], 0));
+    }
 }

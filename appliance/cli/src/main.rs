@@ -80,6 +80,9 @@ use crate::session::{Patience, Session};
 use crate::tone::{Painter, Tone};
 use crate::vm_verbs::VmVerb;
 
+/// How long threads that read or write may take to see that nobody wants that any more. One that waits for a reader who stalls never does.
+const LAST_BYTES: Duration = Duration::from_secs(3);
+
 fn main() -> ExitCode {
     // A shell that completes asks so, and wants nothing else.
     CompleteEnv::with_factory(Arguments::command).var(completions::VARIABLE).complete();
@@ -145,12 +148,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<Told>> {
     let daemon = arguments.connection.words();
     let session = Session { client: Client::new(endpoint, limit), printer, daemon, patience: Patience { wait: !no_wait, limit } };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::from)?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         match answer(&arguments.noun, &session).await {
             Ok(()) => Ok(()),
             Err(failure) => Err(Box::new(Told { suggestion: missing::suggestion(&session.client, &failure).await, failure })),
         }
-    })
+    });
+    runtime.shutdown_timeout(LAST_BYTES);
+    outcome
 }
 
 async fn answer(noun: &Noun, session: &Session) -> Result<(), Failure> {

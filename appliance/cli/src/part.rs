@@ -1,11 +1,12 @@
 //! A file under another name until it is complete: `FILE.1a2b3c4d.part`, in the same directory.
 //!
 //! It is made anew, so that neither another export nor a file or link that is there under that name is touched. It gets its name only where
-//! that is free, or where replacing was asked for, and then the name is durable too. Dropped before, it is removed; a kill leaves it.
+//! that is free, or where replacing was asked for, and then the name is durable too. Dropped before, it is removed; a kill leaves it. It is
+//! its owner's only, whatever the umask says, since it may hold a guest's disk; what replaces a file may be read by whom that could be.
 
-use std::fs::{self, File, FileType, OpenOptions};
+use std::fs::{self, File, FileType, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -65,7 +66,7 @@ impl Part {
         let mut unready = name.as_os_str().to_owned();
         unready.push(format!(".{:08x}.part", rand::random::<u32>()));
         let unready = PathBuf::from(unready);
-        let made = OpenOptions::new().read(true).write(true).create_new(true).open(&unready);
+        let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&unready);
         let file = made.map_err(|cause| ImageError::File { doing: "write", file: unready.clone(), cause })?;
         Ok(Self { file, unready, name: name.to_owned(), present })
     }
@@ -87,7 +88,10 @@ impl Part {
         // Somebody may have taken the name meanwhile.
         check(&self.name, self.present)?;
         match self.present {
-            Present::Replace => fs::rename(&self.unready, &self.name).map_err(failed)?,
+            Present::Replace => {
+                self.like_the_replaced().map_err(failed)?;
+                fs::rename(&self.unready, &self.name).map_err(failed)?;
+            }
             Present::Keep => self.name_if_free().map_err(|cause| match cause.kind() {
                 io::ErrorKind::AlreadyExists => ImageError::Exists { file: self.name.clone() },
                 _ => failed(cause),
@@ -99,6 +103,18 @@ impl Part {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
             other => other.map_err(failed),
         }
+    }
+
+    /// Takes owner and permissions of the file that goes, if there is one.
+    fn like_the_replaced(&self) -> io::Result<()> {
+        let (Ok(replaced), own) = (fs::symlink_metadata(&self.name), self.file.metadata()?) else { return Ok(()) };
+        let mut mode = replaced.mode() & 0o777;
+        let same = (own.uid(), own.gid()) == (replaced.uid(), replaced.gid());
+        // Only root may give files away. Another group than that of before gets nothing.
+        if !same && fchown(&self.file, Some(replaced.uid()), Some(replaced.gid())).is_err() {
+            mode &= 0o707;
+        }
+        self.file.set_permissions(Permissions::from_mode(mode))
     }
 
     fn name_if_free(&self) -> io::Result<()> {
@@ -126,7 +142,8 @@ impl Drop for Part {
 mod tests {
     use std::fs;
     use std::io::Write;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+    use std::path::Path;
 
     use super::{Part, Present, check};
     use crate::image::ImageError;
@@ -157,11 +174,9 @@ mod tests {
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         fs::write(&file, "x").expect("written");
         symlink(&file, &link).expect("a link");
-        for (name, kind) in [
-            (link.as_path(), "a symbolic link"),
-            (dir.path(), "a directory"),
-            (std::path::Path::new("/dev/null"), "a character device"),
-        ] {
+        for (name, kind) in
+            [(link.as_path(), "a symbolic link"), (dir.path(), "a directory"), (Path::new("/dev/null"), "a character device")]
+        {
             let error = check(name, Present::Replace).expect_err("refused");
             assert!(error.to_string().contains(kind), "{error}");
         }
@@ -172,5 +187,29 @@ mod tests {
         symlink(&file, &late).expect("a link");
         assert!(matches!(part.complete(), Err(ImageError::Special { .. })));
         assert_eq!(fs::read(&file).expect("read"), b"x");
+    }
+
+    #[test]
+    fn what_replaces_a_file_is_read_by_whom_that_could_be_and_others_by_their_owner_only() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mode = |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o777;
+        let name = dir.path().join("new.raw");
+        let part = Part::new(&name, Present::Keep).expect("begun");
+        assert_eq!(mode(part.unready()), 0o600);
+        part.complete().expect("complete");
+        assert_eq!(mode(&name), 0o600);
+        for bits in [0o600, 0o400, 0o644] {
+            fs::set_permissions(&name, fs::Permissions::from_mode(bits)).expect("set");
+            let part = Part::new(&name, Present::Replace).expect("begun");
+            assert_eq!(mode(part.unready()), 0o600, "until it is complete");
+            part.complete().expect("complete");
+            assert_eq!(mode(&name), bits, "{bits:o}");
+        }
+        // Only root can give a file away.
+        if chown(&name, Some(12), Some(34)).is_ok() {
+            Part::new(&name, Present::Replace).expect("begun").complete().expect("complete");
+            let metadata = fs::metadata(&name).expect("metadata");
+            assert_eq!((metadata.uid(), metadata.gid()), (12, 34));
+        }
     }
 }

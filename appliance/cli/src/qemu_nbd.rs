@@ -11,21 +11,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::image::{Format, ImageError, last_line, options, options_within};
+use crate::image::{Format, Image, ImageError, last_line, options, options_within};
 use crate::nbd::{Nbd, NbdError};
 
 const TOOL: &str = "qemu-nbd";
 /// How long it may take to listen, and to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What may be done to the image.
+/// How an image of ours is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Nothing.
-    Read,
-    /// Writing.
+    /// As it comes.
     Write,
-    /// Writing clusters that are compressed.
+    /// In clusters that are compressed.
     WriteCompressed,
 }
 
@@ -39,20 +37,27 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// Serves `file` to us, which must be an image of a disk of at least `disk_bytes`.
-    pub(crate) fn start(file: &Path, format: Format, access: Access, disk_bytes: u64) -> Result<Self, ImageError> {
-        let dir = std::env::temp_dir().join(format!("lamina-{:016x}", rand::random::<u64>()));
-        DirBuilder::new().mode(0o700).create(&dir).map_err(|cause| ImageError::File { doing: "make", file: dir.clone(), cause })?;
-        let socket = dir.join("nbd.sock");
-        let mut command = Command::new(TOOL);
-        command.arg("--socket").arg(&socket);
-        match access {
-            Access::Read => command.args(["--read-only", "--image-opts"]).arg(options(format, file)),
+    /// Serves `image` to be read, with what is behind it as it was found.
+    pub(crate) fn reading(image: &Image) -> Result<Self, ImageError> {
+        Self::start(&image.file, image.disk_bytes, |command| command.arg("--read-only").arg(image.node()))
+    }
+
+    /// Serves `file` to be written, which must be an image of a disk of at least `disk_bytes`.
+    pub(crate) fn writing(file: &Path, format: Format, access: Access, disk_bytes: u64) -> Result<Self, ImageError> {
+        Self::start(file, disk_bytes, |command| match access {
             Access::Write => command.args(["--discard=unmap", "--detect-zeroes=unmap", "--image-opts"]).arg(options(format, file)),
             Access::WriteCompressed => {
                 command.arg("--image-opts").arg(format!("driver=compress,{}", options_within("file.", format, file)))
             }
-        };
+        })
+    }
+
+    fn start(file: &Path, disk_bytes: u64, say: impl FnOnce(&mut Command) -> &mut Command) -> Result<Self, ImageError> {
+        let dir = std::env::temp_dir().join(format!("lamina-{:016x}", rand::random::<u64>()));
+        DirBuilder::new().mode(0o700).create(&dir).map_err(|cause| ImageError::File { doing: "make", file: dir.clone(), cause })?;
+        let socket = dir.join("nbd.sock");
+        let mut command = Command::new(TOOL);
+        say(command.arg("--socket").arg(&socket));
         let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let child = started.map_err(|cause| {
             // Nothing is in it.

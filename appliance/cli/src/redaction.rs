@@ -40,6 +40,9 @@ const LONG_WORD: usize = 40;
 /// Shorter names are not looked for within words.
 const MIN_PART: usize = 3;
 
+/// Longer words are nobody's names: those have 63 characters, and hosts 64.
+const MAX_NAME: usize = 256;
+
 /// Words before a secret in running text.
 const SCHEMES: [&str; 2] = ["bearer ", "basic "];
 
@@ -48,6 +51,8 @@ const SCHEMES: [&str; 2] = ["bearer ", "basic "];
 pub(crate) struct Redaction {
     literals: BTreeSet<String>,
     names: BTreeMap<String, String>,
+    /// How long names are, by what is in front of their first `-`: so that text is gone through once, whatever is in it.
+    lengths: BTreeMap<String, BTreeSet<usize>>,
     removed: u64,
 }
 
@@ -60,11 +65,15 @@ impl Redaction {
 
     /// Replaces `name` by what does not tell it, the same within one bundle.
     pub(crate) fn hide(&mut self, name: &str, salt: &[u8]) {
+        if name.len() > MAX_NAME {
+            return;
+        }
         let mut hasher = Sha256::new();
         hasher.update(salt);
         hasher.update(name.as_bytes());
         let digest: String = hasher.finalize().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
         self.names.insert(name.to_owned(), format!("name-{digest}"));
+        self.lengths.entry(first(name).to_owned()).or_default().insert(name.len());
     }
 
     /// How much was taken out.
@@ -170,10 +179,7 @@ impl Redaction {
                 text = text.replace(literal.as_str(), REMOVED);
             }
         }
-        while let Some((before, after)) = user_information(&text) {
-            self.removed += 1;
-            text = format!("{before}{after}");
-        }
+        text = self.without_user_information(text);
         let mut out = String::with_capacity(text.len());
         let mut rest = text.as_str();
         while let Some(start) = rest.find(is_word) {
@@ -197,24 +203,65 @@ impl Redaction {
 }
 
 impl Redaction {
+    /// Without `user:password` of URLs.
+    fn without_user_information(&mut self, text: String) -> String {
+        const SEPARATOR: &str = "://";
+        let (mut out, mut rest) = (String::new(), text.as_str());
+        while let Some(start) = rest.find(SEPARATOR).map(|at| at + SEPARATOR.len()) {
+            let (before, behind) = rest.split_at(start);
+            out.push_str(before);
+            let end = behind.find(|c: char| c == '/' || c.is_whitespace() || c == '"').unwrap_or(behind.len());
+            let (authority, after) = behind.split_at(end);
+            match authority.rsplit_once('@').filter(|(user, _)| *user != REMOVED) {
+                Some((_, host)) => {
+                    self.removed += 1;
+                    out.extend([REMOVED, "@", host]);
+                }
+                None => out.push_str(authority),
+            }
+            rest = after;
+        }
+        out.push_str(rest);
+        out
+    }
+
     /// A word that is a hidden name, or several joined with `-`, as names are that were made of others: `web-20260105-0200`.
     fn hidden(&self, word: &str) -> Option<String> {
-        if let Some(hidden) = self.names.get(word) {
-            return Some(hidden.clone());
+        if self.names.is_empty() {
+            return None;
         }
-        // The longest name that it begins with; else it may be behind.
-        let begins = word.rmatch_indices('-').filter(|(at, _)| *at >= MIN_PART).find_map(|(at, _)| {
-            let hidden = self.names.get(word.get(..at)?)?;
-            Some((hidden.as_str(), word.get(at + 1..)?))
-        });
-        match begins {
-            Some((hidden, rest)) => Some(format!("{hidden}-{}", self.hidden(rest).as_deref().unwrap_or(rest))),
-            None => {
-                let (first, rest) = word.split_once('-')?;
-                Some(format!("{first}-{}", self.hidden(rest).filter(|_| rest.len() >= MIN_PART)?))
+        let (mut out, mut found, mut behind_name, mut rest) = (String::new(), false, true, word);
+        loop {
+            let name = self.longest(rest, behind_name);
+            let length = name.map_or_else(|| first(rest).len(), |(length, _)| length);
+            let (part, behind) = rest.split_at_checked(length)?;
+            out.push_str(name.map_or(part, |(_, hidden)| hidden));
+            (found, behind_name) = (found || name.is_some(), name.is_some());
+            match behind.strip_prefix('-') {
+                Some(behind) => rest = behind,
+                None => return found.then_some(out),
             }
+            out.push('-');
         }
     }
+
+    /// The longest name that `word` begins with, up to a `-` or its end: its length and what stands for it. Short ones count only alone, or
+    /// at the end behind another name.
+    fn longest(&self, word: &str, short: bool) -> Option<(usize, &str)> {
+        self.lengths.get(first(word))?.iter().rev().find_map(|length| {
+            let (name, behind) = word.split_at_checked(*length)?;
+            let counts = *length >= MIN_PART || (short && behind.is_empty());
+            if !counts || !(behind.is_empty() || behind.starts_with('-')) {
+                return None;
+            }
+            self.names.get(name).map(|hidden| (*length, hidden.as_str()))
+        })
+    }
+}
+
+/// What is in front of the first `-`.
+fn first(word: &str) -> &str {
+    word.split('-').next().unwrap_or_default()
 }
 
 /// Whether a key is named like that of a secret.
@@ -233,22 +280,10 @@ fn is_random(word: &str) -> bool {
     word.len() >= LONG_WORD && digits >= 4 && digits < word.len()
 }
 
-/// What is around `user:password@` of a URL.
-fn user_information(text: &str) -> Option<(String, String)> {
-    for (at, separator) in text.match_indices("://") {
-        let start = at + separator.len();
-        let rest = text.get(start..)?;
-        let end = rest.find(|c: char| c == '/' || c.is_whitespace() || c == '"').unwrap_or(rest.len());
-        let host = rest.get(..end)?.rfind('@');
-        if let Some(host) = host.filter(|host| rest.get(..*host) != Some(REMOVED)) {
-            return Some((format!("{}{REMOVED}", text.get(..start)?), rest.get(host..)?.to_owned()));
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use serde_json::json;
 
     use super::{REMOVED, Redaction, is_secret};
@@ -331,5 +366,24 @@ mod tests {
         let mut other = Redaction::default();
         other.hide("web", b"pepper");
         assert_ne!(other.text("web"), first);
+    }
+
+    #[test]
+    fn a_line_takes_as_long_as_it_is_long_whatever_is_in_it() {
+        const MIB: usize = 1 << 20;
+        // A scan that looks at each dash from each dash takes minutes.
+        let limit = Duration::from_secs(20);
+        let long_name = "a-".repeat(MIB / 2);
+        for names in [&[][..], &["web", "a-b", "a-a-b", "-", "---x", &long_name]] {
+            for line in ["-".repeat(MIB), "a-".repeat(MIB / 2), "web-".repeat(MIB / 4), "s3://u:plant@h ".repeat(MIB / 15)] {
+                let mut redaction = Redaction::default();
+                names.iter().for_each(|name| redaction.hide(name, b"salt"));
+                let begun = Instant::now();
+                let text = redaction.text(&line);
+                assert!(begun.elapsed() < limit, "{:?} of {}", begun.elapsed(), line.get(..8).unwrap_or_default());
+                assert!(!text.contains("plant"));
+                assert_eq!(text.contains("web-"), line.starts_with("web") && names.is_empty(), "{names:?}");
+            }
+        }
     }
 }

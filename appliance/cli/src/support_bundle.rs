@@ -2,8 +2,8 @@
 //!
 //! Each part is got by itself: what cannot be had (the daemon is down, a log is not there) is said in `manifest.json`, and the rest is
 //! there. Everything passes [`Redaction`] before it is written. Of secrets' files only their contents are read, to look for them and take
-//! them out elsewhere. The system's `tar` packs: it is on every system that runs the daemon, and a bundle needs no library. A crash leaves
-//! a directory beside the bundle that only its owner can read.
+//! them out elsewhere. The system's `tar` packs: it is on every system that runs the daemon, and a bundle needs no library. It gets its name
+//! when it is complete (`part.rs`). A kill leaves a directory and a part beside it that only their owner can read.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -15,6 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use lamina_api::instant::rfc3339;
 use lamina_contract::Timestamp;
+use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -22,7 +23,9 @@ use sha2::{Digest, Sha256};
 use crate::bundle_names::Names;
 use crate::endpoint::{Connection, Endpoint};
 use crate::failure::Failure;
+use crate::image::ImageError;
 use crate::local_call;
+use crate::part::{Part, Present};
 use crate::printer::Printer;
 use crate::redaction::{Redaction, is_secret};
 
@@ -209,14 +212,12 @@ pub(crate) fn run(
     let name = format!("lamina-support-{stamp}");
     let file = arguments.file.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.tar.gz")));
     // Made first: a place that cannot be written is known before anything is asked.
-    let target = private_file(&file).map_err(write_error(&file))?;
+    let target = Part::new(&file, Present::Keep).map_err(unwritten(&file))?;
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let work = Work::new(parent.join(format!(".{name}-{}", std::process::id()))).inspect_err(|_| drop(fs::remove_file(&file)))?;
-    let made = assemble(arguments, place, &work.0.join(&name), &created).and_then(|bundle| {
-        pack(&work.0, &name, target)?;
-        Ok(bundle)
-    });
-    let bundle = made.inspect_err(|_| drop(fs::remove_file(&file)))?;
+    let work = Work::new(parent.join(format!(".{name}-{}", std::process::id())))?;
+    let bundle = assemble(arguments, place, &work.0.join(&name), &created)?;
+    pack(&work.0, &name, target.file().try_clone().map_err(write_error(&file))?)?;
+    target.complete().map_err(unwritten(&file))?;
     for missing in &bundle.missing {
         printer.notice(&format!("missing: {}: {}", missing.what, missing.why));
     }
@@ -449,6 +450,16 @@ fn pack(work: &Path, name: &str, target: File) -> Result<(), BundleError> {
 fn write_error(path: &Path) -> impl FnOnce(io::Error) -> BundleError {
     let path = path.to_owned();
     move |cause| BundleError::Write { path, cause }
+}
+
+/// Whatever has the name stays: also a link.
+fn unwritten(path: &Path) -> impl FnOnce(ImageError) -> BundleError {
+    let path = path.to_owned();
+    move |error| match error {
+        ImageError::Exists { .. } | ImageError::Special { .. } => BundleError::Write { path, cause: Errno::EXIST.into() },
+        ImageError::File { cause, .. } => BundleError::Write { path, cause },
+        other => BundleError::Write { path, cause: io::Error::other(other) },
+    }
 }
 
 fn private_file(path: &Path) -> io::Result<File> {

@@ -241,7 +241,7 @@ Examples:
     /// Makes a clone independent of what it was cloned from.
     #[command(
         long_about = "Makes a clone independent of what it was cloned from, by copying what they share. A job does it; the clone can be used \
-meanwhile.",
+meanwhile, but no snapshots are taken of it. It must have no snapshots, and if it has a CDP window, the past in it is given up.",
         after_long_help = "\
 Examples:
   lamina volume flatten web-test

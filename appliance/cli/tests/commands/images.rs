@@ -1,17 +1,21 @@
 //! Images in and out: real ones, made and compared by `qemu-img`, through an appliance in memory.
 
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use lamina_api::appliance::{VolumeData, Volumes};
 use lamina_api::volume::VolumeFilter;
 use lamina_contract::VolumeName;
 
-use crate::daemon::{Daemon, daemon};
+use crate::daemon::{Daemon, daemon, lamina};
 
 const DISK: u64 = 64 << 20;
 /// Where a test disk has data: at its start, across a request's border, alone in the middle, at its end.
@@ -138,6 +142,66 @@ fn an_image_that_names_other_files_is_refused_unless_that_is_wanted() {
 }
 
 #[test]
+fn what_holds_for_an_image_holds_for_each_one_behind_it() {
+    let daemon = daemon();
+    let dir = daemon.dir.path();
+    let secret = dir.join("secret");
+    fs::write(&secret, vec![0x5e; 1 << 20]).expect("written");
+    let named = |name: &str| dir.join(name).to_str().expect("text").to_owned();
+    let on = |name: &str, base: &str, format: &str| {
+        let file = named(name);
+        qemu_img(&["create", "-q", "-f", "qcow2", "-b", base, "-F", format, &file, "1M"]);
+        file
+    };
+    // Data in another file, behind two images that have none.
+    let (base, option) = (named("base.qcow2"), format!("data_file={},data_file_raw=on", path(&dir.join("data.raw"))));
+    qemu_img(&["create", "-q", "-f", "qcow2", "-o", &option, &base, "1M"]);
+    let top = on("top.qcow2", &on("middle.qcow2", &base, "qcow2"), "qcow2");
+    for arguments in [&["import", &top, "web", "--with-backing"][..], &["import", &top, "web"]] {
+        let stderr = daemon.fails(2, arguments);
+        assert!(stderr.contains("base.qcow2 has its data in ") && stderr.contains("data.raw"), "{stderr}");
+    }
+    // A raw file behind two images: all that would be read is said, before and when it is.
+    let above = on("above.qcow2", &on("over.qcow2", path(&secret), "raw"), "qcow2");
+    let stderr = daemon.fails(2, &["import", &above, "web"]);
+    assert!(stderr.contains("over.qcow2, which has ") && stderr.contains("/secret\n"), "{stderr}");
+    let output = daemon.lamina(&["import", &above, "told", "--with-backing"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && stderr.starts_with("reading ") && stderr.contains("over.qcow2, behind it "), "{stderr}");
+    assert!(stderr.contains("/secret\n"), "{stderr}");
+    assert_eq!(allocated(&daemon, "told"), 1 << 20);
+    // What would have to be guessed, what is no file, what has no end, and formats that are not read.
+    let unstated = on("unstated.qcow2", path(&secret), "raw");
+    let mut bytes = fs::read(&unstated).expect("read");
+    let at = bytes.windows(4).position(|word| word == [0xe2, 0x79, 0x2a, 0xca]).expect("the extension that states it");
+    bytes[at..at + 4].copy_from_slice(b"none");
+    fs::write(&unstated, &bytes).expect("written");
+    let away = on("away.qcow2", path(&secret), "raw");
+    let rebase = |file: &str, to: &str, format: &str| qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", to, "-F", format, file]);
+    rebase(&away, "nbd://127.0.0.1:1/x", "raw");
+    let device = on("device.qcow2", path(&secret), "raw");
+    rebase(&device, "/dev/null", "raw");
+    let (one, qed) = (on("one.qcow2", path(&secret), "raw"), on("qed.qcow2", path(&secret), "raw"));
+    rebase(&one, &on("two.qcow2", &one, "qcow2"), "qcow2");
+    rebase(&qed, path(&secret), "qed");
+    for (file, words) in [
+        (&unstated, "does not say which format"),
+        (&away, "no regular file of this machine"),
+        (&device, "no regular file of this machine"),
+        (&one, "and so on without an end"),
+        (&qed, "in a format that is not read"),
+    ] {
+        let above = on("above.qcow2", &unstated, "qcow2");
+        rebase(&above, file, "qcow2");
+        for image in [file, &above] {
+            let stderr = daemon.fails(2, &["import", image, "web", "--with-backing"]);
+            assert!(stderr.contains(words) && stderr.contains("advice: "), "{stderr}");
+        }
+    }
+    assert_eq!(volumes(&daemon), ["told"], "a refused image left a volume");
+}
+
+#[test]
 fn what_a_volume_holds_is_replaced_when_that_is_confirmed() {
     let daemon = daemon();
     let image = raw(daemon.dir.path());
@@ -228,6 +292,33 @@ fn an_image_that_nobody_takes_whole_is_a_failure() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("stdout cannot be written: Broken pipe"), "{stderr}");
+    assert_eq!(volumes(&daemon), ["web"]);
+}
+
+#[test]
+fn an_export_whose_reader_stalls_ends_when_it_is_told_to() {
+    let daemon = daemon();
+    daemon.ok(&["volume", "create", "web", "--size", "8MiB"]);
+    let mut export = daemon.command(&["export", "web", "-", "--format", "raw"]);
+    let mut child = export.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
+    // Its first bytes say that it writes; the pipe takes 64 KiB of the rest.
+    let mut stdout = child.stdout.take().expect("a pipe");
+    stdout.read_exact(&mut [0; 16]).expect("read");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill").success());
+    let until = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        match child.try_wait().expect("a state") {
+            Some(status) => break status,
+            None if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
+            None => {
+                child.kill().expect("killed");
+                panic!("it goes on");
+            }
+        }
+    };
+    assert_eq!(status.code(), Some(130));
+    drop(stdout);
     assert_eq!(volumes(&daemon), ["web"]);
 }
 
@@ -345,6 +436,96 @@ fn an_import_that_was_interrupted_goes_on_where_it_stopped() {
     // What was on its way when it stopped may be written twice.
     assert!((400 - before as u64..=400 - before as u64 + 8).contains(&again), "{again} written again, {before} were there");
     assert_eq!((written(&daemon), done["volume"]["state"].as_str()), (400, Some("attached")));
+}
+
+/// Leaves an import into `web` half done.
+fn half_done(daemon: &Daemon, image: &Path) {
+    drop(large(image));
+    let (child, _) = interrupted_at_forty(daemon, &["import", path(image), "web"]);
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert_eq!(child.wait_with_output().expect("ended").status.code(), Some(130));
+}
+
+/// A socket before the daemon's, by which everything passes but the answers to requests with `word` in them; and what tells of such one.
+fn unanswered(daemon: &Daemon, word: &'static str) -> (PathBuf, Receiver<()>) {
+    let (socket, behind) = (daemon.dir.path().join("before.sock"), daemon.dir.path().join("run/lamina.sock"));
+    let listener = UnixListener::bind(&socket).expect("bind");
+    let (tell, told) = std::sync::mpsc::channel();
+    // It ends with the test.
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (Ok(mut client), Ok(mut upstream), tell) = (client, UnixStream::connect(&behind), tell.clone()) else { return };
+            let (mut answers, mut asker) = (upstream.try_clone().expect("cloned"), client.try_clone().expect("cloned"));
+            let silent = Arc::new(AtomicBool::new(false));
+            let hushed = Arc::clone(&silent);
+            std::thread::spawn(move || {
+                let mut bytes = [0; 65_536];
+                while let Ok(read @ 1..) = answers.read(&mut bytes) {
+                    if hushed.load(Ordering::SeqCst) {
+                        let _ = tell.send(());
+                    } else if asker.write_all(&bytes[..read]).is_err() {
+                        return;
+                    }
+                }
+            });
+            std::thread::spawn(move || {
+                let mut bytes = [0; 65_536];
+                while let Ok(read @ 1..) = client.read(&mut bytes) {
+                    if String::from_utf8_lossy(&bytes[..read]).contains(word) {
+                        silent.store(true, Ordering::SeqCst);
+                    }
+                    if upstream.write_all(&bytes[..read]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (socket, told)
+}
+
+#[test]
+fn an_import_that_is_interrupted_while_it_detaches_attaches_again_when_it_goes_on() {
+    let daemon = daemon();
+    let image = raw(daemon.dir.path());
+    daemon.ok(&["volume", "create", "web", "--size", "64MiB"]);
+    let (socket, detached) = unanswered(&daemon, "/detach");
+    let mut import = lamina(daemon.dir.path());
+    import.args(["--socket", path(&socket), "import", path(&image), "web"]);
+    let child = import.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("runs");
+    detached.recv_timeout(Duration::from_secs(30)).expect("it detaches the volume");
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let output = child.wait_with_output().expect("ended");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("stopped at 0 B") && stderr.contains("--resume"), "{stderr}");
+    assert_eq!(daemon.json(&["volume", "show", "web"])["state"], "detached");
+    let done = daemon.json(&["import", path(&image), "web", "--resume", "--quiet"]);
+    assert_eq!(done["volume"]["state"], "attached");
+}
+
+#[test]
+fn an_import_does_not_go_on_where_it_stopped_when_the_volume_was_used_since() {
+    let web = VolumeName::new("web").expect("a name");
+    for uses in
+        [&[&["volume", "attach", "web"][..]][..], &[&["snapshot", "create", "web@x"], &["volume", "rollback", "web@x", "--yes"]]]
+    {
+        let daemon = daemon();
+        let image = daemon.dir.path().join("large.raw");
+        half_done(&daemon, &image);
+        for arguments in uses {
+            daemon.ok(&[arguments, &["-q"][..]].concat());
+        }
+        daemon.fake.write_data(&web, 4096, &[200; 4096]).expect("a guest's write");
+        let again = ["import", path(&image), "web", "--resume"];
+        let stderr = daemon.fails(2, &again);
+        assert!(stderr.contains("importing replaces what volume 'web' holds"), "{stderr}");
+        assert_eq!(daemon.fake.read_data(&web, 4096, 4096).expect("read"), [200; 4096], "it was replaced without a question");
+        let output = daemon.lamina(&[&again, &["--yes"][..]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && stderr.contains("comparing"), "{stderr}");
+        assert_eq!(daemon.fake.read_data(&web, 4096, 4096).expect("read"), [1; 4096], "the guest's write stayed");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
@@ -174,4 +175,29 @@ fn an_anonymous_bundle_tells_no_name_of_what_is_there_or_was() {
         let line = all.lines().find(|line| line.contains(name));
         assert_eq!(line, None, "{name}");
     }
+}
+
+#[test]
+fn a_bundle_that_was_killed_leaves_the_name_to_the_next_one() {
+    let daemon = daemon();
+    let dir = daemon.dir.path();
+    let (file, begun, programs) = (dir.join("b.tar.gz"), dir.join("begun"), dir.join("bin"));
+    std::fs::create_dir(&programs).expect("mkdir");
+    let slow = format!("#!/bin/sh\ntouch {}\nexec sleep 2\n", begun.display());
+    std::fs::write(programs.join("tar"), slow).expect("written");
+    std::fs::set_permissions(programs.join("tar"), std::fs::Permissions::from_mode(0o700)).expect("set");
+    let words = ["support-bundle", file.to_str().expect("text")];
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").expect("a path"));
+    let mut child = daemon.command(&words).env("PATH", path).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !begun.exists() {
+        assert!(std::time::Instant::now() < until && child.try_wait().expect("a state").is_none(), "it did not pack");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    assert!(!file.exists(), "what is not complete has the name");
+    daemon.ok(&words);
+    assert_eq!(std::fs::metadata(&file).expect("metadata").permissions().mode() & 0o777, 0o600);
+    assert!(daemon.fails(5, &words).contains("choose another name"));
 }
