@@ -15,7 +15,7 @@ use tokio::time::Instant;
 const PIECE_BYTES: usize = 64 << 10;
 
 /// How long a client may take for all of an answer. The largest is the metrics page of a thousand volumes: 24 MiB, 400 KiB/s.
-const READ_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const READ_PATIENCE: Duration = Duration::from_secs(60);
 
 /// See the file's header.
 pub(crate) struct AnswerBody {

@@ -3,10 +3,12 @@
 mod fake_appliance;
 
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lamina_api::client::{Client, ClientError};
@@ -16,6 +18,7 @@ use lamina_api::routes::{self, Interface};
 use lamina_api::volume::CreateVolume;
 use lamina_contract::VolumeName;
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use fake_appliance::FakeAppliance;
 
@@ -123,24 +126,78 @@ fn silent_callers_keep_others_out_for_seconds_at_most() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
-#[test]
-fn metrics_are_served_on_loopback_addresses_only() {
-    assert!(MetricsListener::bind("0.0.0.0:0".parse().expect("address")).is_err());
-    let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let listener = MetricsListener::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
-    let address = listener.address().expect("address");
-    let guard = runtime.enter();
-    runtime.spawn(listener.serve(Interface::new(Arc::new(FakeAppliance::default()), None).metrics_router()));
-    drop(guard);
-    for (path, status, text) in [("/metrics", "200", "lamina_up 1"), ("/api/v1/volumes", "404", "problem")] {
-        let mut stream = std::net::TcpStream::connect(address).expect("connect");
+/// A served metrics address.
+struct Metrics {
+    address: SocketAddr,
+    fake: Arc<FakeAppliance>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        let listener = MetricsListener::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
+        let (address, fake) = (listener.address().expect("address"), Arc::new(FakeAppliance::default()));
+        let guard = runtime.enter();
+        runtime.spawn(listener.serve(Interface::new(Arc::clone(&fake) as Arc<_>, None).metrics_router()));
+        drop(guard);
+        Self { address, fake, runtime }
+    }
+
+    /// The whole answer.
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).expect("connect");
         write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("send");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("answer");
+        answer
+    }
+
+    /// A scraper that has heard that it is answered, has room for little, and reads no further.
+    fn slow_scraper(&self) -> TcpStream {
+        let stream = self.runtime.block_on(async {
+            let socket = TcpSocket::new_v4().expect("socket");
+            socket.set_recv_buffer_size(4096).expect("small");
+            socket.connect(self.address).await.expect("connect").into_std().expect("a stream")
+        });
+        stream.set_nonblocking(false).expect("blocks");
+        write!(&stream, "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").expect("send");
+        let mut status = [0; 12];
+        (&stream).read_exact(&mut status).expect("an answer");
+        assert_eq!(&status, b"HTTP/1.1 200");
+        stream
+    }
+}
+
+#[test]
+fn scrapers_that_read_slowly_take_the_metrics_from_nobody() {
+    let metrics = Metrics::new();
+    // More than the system takes off our hands.
+    metrics.fake.metrics_comment.store(16 << 20, Ordering::Relaxed);
+    let slow = |_| {
+        let stream = metrics.slow_scraper();
+        // The next is answered another page.
+        std::thread::sleep(Duration::from_millis(1100));
+        stream
+    };
+    let _slow: Vec<_> = (0..6).map(slow).collect();
+    assert_eq!(metrics.fake.metrics_made.load(Ordering::Relaxed), 4, "pages in memory are few");
+    for _ in 0..3 {
+        let answer = metrics.get("/metrics");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.len() > 16 << 20, "{:.80}", answer);
+    }
+}
+
+#[test]
+fn metrics_are_served_on_loopback_addresses_only() {
+    assert!(MetricsListener::bind("0.0.0.0:0".parse().expect("address")).is_err());
+    let metrics = Metrics::new();
+    for (path, status, text) in [("/metrics", "200", "lamina_up 1"), ("/api/v1/volumes", "404", "problem")] {
+        let answer = metrics.get(path);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(text), "{answer}");
     }
     // Whoever scrapes without end waits for refusals.
-    let mut stream = std::net::TcpStream::connect(address).expect("connect");
+    let mut stream = TcpStream::connect(metrics.address).expect("connect");
     let mut answered = |line: &str| {
         write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").expect("send");
         let mut answer = [0; 64 << 10];
