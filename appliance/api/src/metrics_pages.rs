@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::answer_body::READ_PATIENCE;
+use crate::connection::READ_PATIENCE;
 use crate::problem::{Problem, ProblemKind};
 
 /// How long a page is as good as new.
