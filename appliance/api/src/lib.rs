@@ -65,6 +65,8 @@ mod tag;
 #[cfg(feature = "server")]
 pub mod tls;
 #[cfg(feature = "server")]
+mod turns;
+#[cfg(feature = "server")]
 mod vm_calls;
 #[cfg(feature = "server")]
 mod volume_calls;
