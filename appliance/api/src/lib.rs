@@ -27,6 +27,8 @@ mod answer_body;
 #[cfg(feature = "server")]
 pub mod appliance;
 #[cfg(feature = "server")]
+mod body_room;
+#[cfg(feature = "server")]
 mod call;
 #[cfg(feature = "server")]
 pub mod call_counts;
