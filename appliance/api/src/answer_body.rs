@@ -1,32 +1,27 @@
 //! An answer's bytes on their way to a client, with the place that it was given among the requests in flight: that is free again when the
-//! client has read them, not when they were made. They go in pieces, so that a connection holds a copy of a piece or two and no more.
+//! client has read them, not when they were made. They go in pieces, so that a connection holds a copy of a piece or two and no more. How
+//! long a client may take is the connection's business: here nobody asks while it does not read.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::{Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
 
 /// What is handed to a connection at a time; it copies as much.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// How long a client may take for all of an answer. The largest is the metrics page of a thousand volumes: 24 MiB, 400 KiB/s.
-const READ_PATIENCE: Duration = Duration::from_secs(60);
-
 /// See the file's header.
 pub(crate) struct AnswerBody {
     left: Bytes,
-    until: Instant,
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl AnswerBody {
     pub(crate) fn new(bytes: Bytes, place: Option<OwnedSemaphorePermit>) -> Self {
-        Self { left: bytes, until: Instant::now() + READ_PATIENCE, _place: place }
+        Self { left: bytes, _place: place }
     }
 }
 
@@ -37,9 +32,6 @@ impl HttpBody for AnswerBody {
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         if self.left.is_empty() {
             return Poll::Ready(None);
-        }
-        if Instant::now() >= self.until {
-            return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly"))));
         }
         let piece = self.left.len().min(PIECE_BYTES);
         Poll::Ready(Some(Ok(Frame::data(self.left.split_to(piece)))))
@@ -57,44 +49,29 @@ impl HttpBody for AnswerBody {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use axum::body::Bytes;
     use http_body_util::BodyExt;
     use tokio::sync::Semaphore;
 
-    use super::{AnswerBody, PIECE_BYTES, READ_PATIENCE};
-
-    fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime")
-    }
+    use super::{AnswerBody, PIECE_BYTES};
 
     #[test]
     fn a_place_is_kept_until_the_last_piece_was_taken() {
         let places = Arc::new(Semaphore::new(1));
         let place = Arc::clone(&places).try_acquire_owned().expect("free");
         let bytes = Bytes::from(vec![7; 2 * PIECE_BYTES + 5]);
-        runtime().block_on(async {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+        runtime.block_on(async {
             let mut body = AnswerBody::new(bytes.clone(), Some(place));
             let mut read = Vec::new();
             while let Some(frame) = body.frame().await {
                 assert_eq!(places.available_permits(), 0);
-                read.extend_from_slice(&frame.expect("in time").into_data().expect("bytes"));
+                read.extend_from_slice(&frame.expect("no error").into_data().expect("bytes"));
             }
             assert_eq!(read, bytes);
             drop(body);
             assert_eq!(places.available_permits(), 1);
-        });
-    }
-
-    #[test]
-    fn who_takes_longer_than_the_patience_is_let_go() {
-        runtime().block_on(async {
-            let mut body = AnswerBody::new(Bytes::from(vec![7; 2 * PIECE_BYTES]), None);
-            tokio::time::advance(READ_PATIENCE - Duration::from_secs(1)).await;
-            assert!(body.frame().await.expect("a piece").is_ok());
-            tokio::time::advance(Duration::from_secs(1)).await;
-            assert!(body.frame().await.expect("an end").is_err());
         });
     }
 }

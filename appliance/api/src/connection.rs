@@ -1,6 +1,6 @@
 //! One connection: HTTP/1.1 with bounds, and an end in good order.
 //!
-//! Bounds: time to say what is wanted, bytes of headers, time without reading our answer, age. A request that was begun and not finished in
+//! Bounds: time to say what is wanted, bytes of headers, time without reading our answer and for reading all of it, age. A request that was begun and not finished in
 //! time is answered 408. What a client still sends when we are done is read for a moment, since a socket that is closed on unread bytes
 //! takes our answer with it.
 
@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use tokio::sync::Semaphore;
 
-use crate::paced::Paced;
+use crate::paced::{Deadline, Paced, Patience};
 use crate::problem::{Problem, ProblemKind};
 use crate::routes::Peer;
 
@@ -28,6 +28,9 @@ pub(crate) const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a client may let an answer lie.
 const WRITE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a client may take for all of an answer. The largest is the metrics page of a thousand volumes: 24 MiB, 400 KiB/s.
+pub(crate) const READ_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a connection may live: then whoever it belongs to must show a certificate again.
 const MAX_AGE: Duration = Duration::from_secs(600);
@@ -49,18 +52,34 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Serves requests of `peer` until it or we have enough.
 pub(crate) async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, peer: Option<Peer>) {
+    serve_with(stream, router, peer, Patience { progress: WRITE_PATIENCE, answer: READ_PATIENCE }).await;
+}
+
+async fn serve_with(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    peer: Option<Peer>,
+    patience: Patience,
+) {
+    let deadline = Deadline::default();
+    let stream = Paced::new(stream, patience.progress, deadline.clone());
     let routes = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
         }
-        routes.call(request)
+        let (answer, deadline) = (routes.call(request), deadline.clone());
+        Box::pin(async move {
+            let answer = answer.await;
+            deadline.begin(patience.answer);
+            answer
+        })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_PATIENCE)
         .max_buf_size(MAX_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(Paced::new(stream, WRITE_PATIENCE)), service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut old = pin!(tokio::time::sleep(MAX_AGE));
     let ended = poll_fn(|context| {
         if old.as_mut().poll(context).is_ready() {
@@ -145,4 +164,82 @@ async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     };
     // It is over either way.
     let _ = tokio::time::timeout(LINGER, rest).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use axum::Router;
+    use axum::body::{Body, Bytes};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio::sync::Semaphore;
+
+    use super::serve_with;
+    use crate::answer_body::AnswerBody;
+    use crate::paced::Patience;
+
+    const ANSWER_BYTES: usize = 16 << 20;
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    /// Who is let go was so by the second.
+    const PATIENCE: Patience = Patience { progress: Duration::from_secs(20), answer: Duration::from_secs(1) };
+
+    /// The other side of a connection with room for little, whose requests are answered while there is one of `places`.
+    async fn connected(places: &Arc<Semaphore>) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let socket = TcpSocket::new_v4().expect("socket");
+        socket.set_recv_buffer_size(4096).expect("small");
+        let client = socket.connect(listener.local_addr().expect("address")).await.expect("connected");
+        let (served, _) = listener.accept().await.expect("accepted");
+        let places = Arc::clone(places);
+        let answer = async move || {
+            let place = places.try_acquire_owned().expect("one at a time");
+            Body::new(AnswerBody::new(Bytes::from(vec![b'#'; ANSWER_BYTES]), Some(place)))
+        };
+        let router = Router::new().route("/", axum::routing::get(answer));
+        tokio::spawn(serve_with(served, router, None, PATIENCE));
+        client
+    }
+
+    fn on_a_runtime(test: impl Future<Output = ()>) {
+        tokio::runtime::Runtime::new().expect("runtime").block_on(test);
+    }
+
+    #[test]
+    fn a_trickle_of_reading_does_not_keep_a_place() {
+        on_a_runtime(async {
+            let places = Arc::new(Semaphore::new(1));
+            let mut client = connected(&places).await;
+            client.write_all(REQUEST).await.expect("sent");
+            let (began, mut piece, mut read) = (Instant::now(), vec![0; 16 << 10], 0);
+            while places.available_permits() == 1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            while places.available_permits() == 0 && began.elapsed() < Duration::from_secs(10) {
+                read += client.read(&mut piece).await.expect("some progress");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}, {read} bytes", began.elapsed());
+            assert!(began.elapsed() >= PATIENCE.answer && read > 64 << 10, "it trickled: {:?}, {read} bytes", began.elapsed());
+        });
+    }
+
+    #[test]
+    fn each_answer_of_a_connection_has_its_own_time() {
+        on_a_runtime(async {
+            let places = Arc::new(Semaphore::new(1));
+            let mut client = connected(&places).await;
+            for _ in 0..2 {
+                client.write_all(REQUEST).await.expect("sent");
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.expect("a head"));
+                }
+                client.read_exact(&mut vec![0; ANSWER_BYTES]).await.expect("all of it");
+                tokio::time::sleep(PATIENCE.answer + Duration::from_millis(100)).await;
+            }
+        });
+    }
 }

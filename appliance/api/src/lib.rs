@@ -27,6 +27,8 @@ mod answer_body;
 #[cfg(feature = "server")]
 pub mod appliance;
 #[cfg(feature = "server")]
+mod body_room;
+#[cfg(feature = "server")]
 mod call;
 #[cfg(feature = "server")]
 pub mod call_counts;
@@ -64,6 +66,8 @@ pub mod table;
 mod tag;
 #[cfg(feature = "server")]
 pub mod tls;
+#[cfg(feature = "server")]
+mod turns;
 #[cfg(feature = "server")]
 mod vm_calls;
 #[cfg(feature = "server")]

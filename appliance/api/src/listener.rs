@@ -2,7 +2,7 @@
 //!
 //! Bounds: connections at a time, of all and of each address; what one connection may do is said in [`crate::connection`], what requests
 //! may do by the routes. A client of the local socket that is one too many is answered 429; on the network its connection is closed, since
-//! an answer would cost a handshake. When descriptors run out accepting pauses and goes on. A crash leaves the socket's file behind; the next
+//! an answer would cost a handshake; scrapers wait for their turn. When descriptors run out accepting pauses and goes on. A crash leaves the socket's file behind; the next
 //! bind replaces it.
 
 use std::collections::HashMap;
@@ -16,6 +16,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::http::{HeaderValue, header};
+use axum::middleware;
+use axum::response::Response;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -28,8 +31,10 @@ use crate::role::Role;
 use crate::routes::Peer;
 use crate::tls::Tls;
 
-/// Connections of the local socket, and of the metrics address, at a time: some commands, and scrapers.
+/// Connections of the local socket at a time: some commands.
 const MAX_LOCAL: usize = 64;
+/// Connections of the metrics address at a time. At 5 answers a second a scraper waits for 6.4 s behind as many; 10 s is its usual patience.
+const MAX_SCRAPERS: usize = 32;
 /// Clients that are told at a time that they are too many.
 const MAX_TURNED_AWAY: usize = 16;
 /// Connections of the network address at a time; of one address a quarter.
@@ -160,7 +165,15 @@ impl MetricsListener {
     /// When the socket cannot be handed to the runtime.
     pub async fn serve(self, router: Router) -> io::Result<()> {
         let listener = TcpListener::from_std(self.listener)?;
-        let slots = Arc::new(Semaphore::new(MAX_LOCAL));
+        let slots = Arc::new(Semaphore::new(MAX_SCRAPERS));
+        let open = Arc::clone(&slots);
+        // When others wait for a place an answer is a connection's last, so that who stays takes it from nobody.
+        let router = router.layer(middleware::map_response(move |mut answer: Response| {
+            if open.available_permits() == 0 {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            std::future::ready(answer)
+        }));
         loop {
             let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
             match listener.accept().await {

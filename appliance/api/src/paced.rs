@@ -1,27 +1,51 @@
-//! A stream whose other side must keep reading: a write that makes no progress for a while fails, so that a client that stops reading holds
-//! neither task nor memory. Reading has its own bounds, in time for headers and for bodies.
+//! A stream whose other side must keep reading: a write that makes no progress for a while fails, and one of an answer that is not taken in
+//! time, however steadily it trickles. So a client that reads slowly holds task, memory and place for so long and no longer. Reading has its
+//! own bounds, in time for headers and for bodies.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+/// How long a client may take to read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Until there is some progress.
+    pub(crate) progress: Duration,
+    /// For all of an answer.
+    pub(crate) answer: Duration,
+}
+
+/// By when the present answer must have been taken; none before the first. Progress does not move it, the next answer does.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Deadline(Arc<Mutex<Option<Instant>>>);
+
+impl Deadline {
+    /// An answer begins, for which there is so much time.
+    pub(crate) fn begin(&self, time: Duration) {
+        *self.0.lock() = Some(Instant::now() + time);
+    }
+}
 
 /// A stream with a patience.
 pub(crate) struct Paced<S> {
     stream: S,
-    patience: Duration,
+    progress: Duration,
+    deadline: Deadline,
     /// Set while a write waits.
     until: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Paced<S> {
-    /// Writes to `stream` fail after `patience` without progress.
-    pub(crate) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, until: None }
+    /// Writes to `stream` fail after `progress` without any, and where they would wait beyond the deadline.
+    pub(crate) fn new(stream: S, progress: Duration, deadline: Deadline) -> Self {
+        Self { stream, progress, deadline, until: None }
     }
 
     /// What a write's `outcome` means by now.
@@ -30,10 +54,13 @@ impl<S> Paced<S> {
             self.until = None;
             return outcome;
         }
-        let patience = self.patience;
-        let until = self.until.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + patience)));
+        let (progress, deadline) = (self.progress, &self.deadline);
+        let until = self.until.get_or_insert_with(|| {
+            let idle = Instant::now() + progress;
+            Box::pin(tokio::time::sleep_until(deadline.0.lock().map_or(idle, |deadline| deadline.min(idle))))
+        });
         match until.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"))),
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly"))),
             Poll::Pending => Poll::Pending,
         }
     }

@@ -6,7 +6,7 @@
 //! was done is also noted; one that has not begun when its caller is told that it takes too long is dropped.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,13 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
-use http_body_util::BodyExt;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::answer_body::AnswerBody;
 use crate::appliance::Appliance;
 use crate::audit::AuditLine;
+use crate::body_room::{BodyRoom, Room};
 use crate::call::{Answer, Call, parse_query};
 use crate::call_counts::{CallCounts, RouteIndex};
 use crate::caller::Caller;
@@ -39,10 +39,8 @@ use crate::route::{Body as Takes, Reach, Route, Verb};
 use crate::start::{Start, too_long};
 use crate::table::{CREATE_TOKEN, ROUTES};
 use crate::tag::list_has;
-use crate::{MAX_BODY_BYTES, MAX_HEADER_BYTES, paths};
-
-/// How long a body may take to arrive.
-const BODY_PATIENCE: Duration = Duration::from_secs(15);
+use crate::turns::Turns;
+use crate::{MAX_HEADER_BYTES, paths};
 
 /// How long a call may take, usually.
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
@@ -50,14 +48,10 @@ const CALL_PATIENCE: Duration = Duration::from_secs(60);
 /// How much longer the audit log may take to note a change that came to nothing in time.
 const NOTE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Bytes of bodies that a listener's requests hold at a time, also those that are still arriving: a body holds what of it has come. More
-/// than the 64 connections of one address can hold, at 1 MiB each.
-const BODY_ROOM: usize = 96 << 20;
-
 /// How long a request beyond what an address may send waits for hearing that.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
 
-/// How often the metrics may be asked for where nobody has to say who it is.
+/// How often the metrics are answered where nobody has to say who it is.
 const SCRAPES: Rate = Rate { per_second: 5.0, burst: 20.0 };
 
 /// Between two looks at a job that somebody waits for.
@@ -111,7 +105,7 @@ pub struct Interface {
     waiting: Arc<Semaphore>,
     counts: Arc<CallCounts>,
     pages: Arc<MetricsPages>,
-    scrapes: Rates,
+    scrapes: Turns,
 }
 
 /// What one listener's requests share.
@@ -119,7 +113,7 @@ struct Door {
     interface: Arc<Interface>,
     changes: Arc<Semaphore>,
     reads: Arc<Semaphore>,
-    body_room: Arc<Semaphore>,
+    body_room: Arc<BodyRoom>,
     patience: Duration,
     rates: Rates,
 }
@@ -127,7 +121,7 @@ struct Door {
 /// What a change needs and has while it is made; it goes when that ends, not when its caller hangs up.
 struct Held {
     _slot: OwnedSemaphorePermit,
-    _body: Option<OwnedSemaphorePermit>,
+    _body: Room,
     _alone: Option<OwnedMutexGuard<()>>,
 }
 
@@ -157,17 +151,15 @@ impl Interface {
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             counts: Arc::new(CallCounts::new()),
             pages: Arc::new(MetricsPages::new()),
-            scrapes: Rates::new(SCRAPES),
+            scrapes: Turns::new(SCRAPES),
         })
     }
 
     /// Only `/metrics`: all that an address without authentication may ask for.
     pub fn metrics_router(self: &Arc<Self>) -> Router {
         let text = async |State(interface): State<Arc<Self>>| {
-            // Loopback addresses: whoever asks is one of this machine.
-            if !interface.scrapes.admits(Ipv4Addr::LOCALHOST.into(), 1.0, Instant::now()) {
-                return refused(too_many_scrapes()).await;
-            }
+            // Whoever asks is one of this machine, and nobody knows which: to refuse one that floods would be to refuse all.
+            interface.scrapes.take().await;
             let page = move || interface.pages.page(|| interface.appliance.metrics());
             match tokio::time::timeout(CALL_PATIENCE, tokio::task::spawn_blocking(page)).await {
                 Ok(Ok(Ok(page))) => response(Answer::other(crate::call::METRICS, page), None),
@@ -209,7 +201,7 @@ impl Interface {
             interface: Arc::clone(self),
             changes: Arc::new(Semaphore::new(limits.changes)),
             reads: Arc::new(Semaphore::new(limits.reads)),
-            body_room: Arc::new(Semaphore::new(BODY_ROOM)),
+            body_room: BodyRoom::new(),
             patience: limits.patience,
             rates: Rates::new(limits.rate),
         });
@@ -286,10 +278,6 @@ async fn refused(problem: Problem) -> Response {
         tokio::time::sleep(REFUSAL_PAUSE).await;
     }
     problem.into_response()
-}
-
-fn too_many_scrapes() -> Problem {
-    Problem::new(ProblemKind::TooManyRequests, "the metrics are asked for too often").advise("once in 15 s is usual")
 }
 
 /// What holds for every request, also for those that lead nowhere.
@@ -456,7 +444,10 @@ impl Door {
         allowed(route, &caller, &parameters)?;
         let query = parse_query(route, parts.uri.query().unwrap_or_default())?;
         let condition = if_match(route, &parts.headers)?;
-        let (body, room) = arrive(&parts.headers, body, &self.body_room).await?;
+        // As with rates: whoever uses the local socket has no share to keep to.
+        let remote = parts.extensions.get::<Peer>().is_some_and(|peer| peer.address.is_some());
+        let sharer = remote.then_some(caller.who.as_str());
+        let (body, room) = self.body_room.arrive(sharer, &parts.headers, body).await?;
         if matches!(route.body, Takes::Nothing) && !body.is_empty() {
             return Err(Problem::new(ProblemKind::InvalidRequest, "this call takes no body"));
         }
@@ -578,43 +569,6 @@ fn keyed(
     Keyed::new(&caller.who, key, &[path.as_bytes(), query.as_bytes(), body]).map(Some)
 }
 
-/// The body, and its room.
-async fn arrive(
-    headers: &HeaderMap,
-    mut body: Body,
-    room: &Arc<Semaphore>,
-) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Problem> {
-    let too_large = || Problem::new(ProblemKind::TooLarge, format!("a body may have {MAX_BODY_BYTES} bytes"));
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > MAX_BODY_BYTES as u64) {
-        return Err(too_large());
-    }
-    let until = tokio::time::Instant::now() + BODY_PATIENCE;
-    let (mut bytes, mut held) = (Vec::new(), None::<OwnedSemaphorePermit>);
-    loop {
-        let frame = match tokio::time::timeout_at(until, body.frame()).await {
-            Ok(None) => return Ok((bytes.into(), held)),
-            Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(_))) => return Err(Problem::new(ProblemKind::InvalidRequest, "the body broke off")),
-            Err(_) => {
-                let detail = format!("the body did not arrive within {} seconds", BODY_PATIENCE.as_secs());
-                return Err(Problem::new(ProblemKind::Timeout, detail));
-            }
-        };
-        let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() > MAX_BODY_BYTES {
-            return Err(too_large());
-        }
-        let more = u32::try_from(data.len()).ok().and_then(|more| Arc::clone(room).try_acquire_many_owned(more).ok());
-        let more = more.ok_or_else(busy)?;
-        match &mut held {
-            Some(held) => held.merge(more),
-            none => *none = Some(more),
-        }
-        bytes.extend_from_slice(&data);
-    }
-}
-
 fn unexpected() -> Problem {
     Problem::new(ProblemKind::Internal, "the call failed unexpectedly").advise("the daemon's log says where")
 }
@@ -636,31 +590,4 @@ fn response(answer: Answer, slot: Option<OwnedSemaphorePermit>) -> Response {
         headers.insert(header::ETAG, tag);
     }
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use axum::body::Body;
-    use axum::http::HeaderMap;
-    use tokio::sync::Semaphore;
-
-    use super::arrive;
-    use crate::problem::ProblemKind;
-
-    #[test]
-    fn bodies_have_room_for_so_many_bytes_in_all_and_no_more() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("runtime");
-        runtime.block_on(async {
-            let (none, room) = (HeaderMap::new(), Arc::new(Semaphore::new(100)));
-            let (bytes, held) = arrive(&none, Body::from(vec![1; 60]), &room).await.expect("there is room");
-            assert_eq!((bytes.len(), room.available_permits()), (60, 40));
-            let refused = arrive(&none, Body::from(vec![1; 41]), &room).await.expect_err("too much");
-            assert_eq!((refused.kind, room.available_permits()), (ProblemKind::TooManyRequests, 40));
-            drop(held);
-            assert!(arrive(&none, Body::from(vec![1; 100]), &room).await.is_ok());
-            assert_eq!(room.available_permits(), 100);
-        });
-    }
 }

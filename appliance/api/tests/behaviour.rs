@@ -16,6 +16,7 @@ use lamina_api::table::ROUTES;
 use listeners::{FREE, Listeners, Via, parse, request};
 
 const ADMIN: &str = "authorization: Bearer admin-secret";
+const OPERATOR: &str = "authorization: Bearer operator-secret";
 
 fn with_volumes(names: &[&str]) -> Listeners {
     let served = Listeners::new();
@@ -337,6 +338,26 @@ fn bodies_that_are_sent_slowly_hold_no_places() {
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(served.admin("GET /api/v1/version", "").status, 200);
     assert_eq!(served.admin("POST /api/v1/volumes", r#"{"name":"a","size_bytes":4096}"#).status, 201);
+}
+
+#[test]
+fn bodies_that_stop_before_their_end_take_the_room_of_their_caller_only() {
+    let served = with_volumes(&["a"]);
+    let body = vec![b' '; 1 << 20];
+    let begin = |_| {
+        let mut stream = served.secure(None).expect("connects");
+        let bytes = request("PUT /api/v1/volumes/a/data?offset=0", &[ADMIN], &body);
+        // All but the last byte.
+        stream.write_all(&bytes[..bytes.len() - 1]).and_then(|()| stream.flush()).expect("sent");
+        stream
+    };
+    let _stopped: Vec<_> = (0..24).map(begin).collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let create = |name: &str| format!(r#"{{"name":"{name}","size_bytes":4096}}"#);
+    let ask = |token: &str, name: &str| served.ask(Via::Network, "POST /api/v1/volumes", &[token], create(name).as_bytes());
+    assert_eq!(ask(ADMIN, "b").problem(), "too-many-requests");
+    assert_eq!(ask(OPERATOR, "b").status, 201, "another caller");
+    assert_eq!(served.admin("POST /api/v1/volumes", &create("c")).status, 201, "the local socket");
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 mod fake_appliance;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lamina_api::client::{Client, ClientError};
@@ -16,6 +18,7 @@ use lamina_api::routes::{self, Interface};
 use lamina_api::volume::CreateVolume;
 use lamina_contract::VolumeName;
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use fake_appliance::FakeAppliance;
 
@@ -123,33 +126,124 @@ fn silent_callers_keep_others_out_for_seconds_at_most() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
+/// A served metrics address.
+struct Metrics {
+    address: SocketAddr,
+    fake: Arc<FakeAppliance>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        let listener = MetricsListener::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
+        let (address, fake) = (listener.address().expect("address"), Arc::new(FakeAppliance::default()));
+        let guard = runtime.enter();
+        runtime.spawn(listener.serve(Interface::new(Arc::clone(&fake) as Arc<_>, None).metrics_router()));
+        drop(guard);
+        Self { address, fake, runtime }
+    }
+
+    /// The whole answer.
+    fn get(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// A scraper that has heard that it is answered, has room for little, and reads no further.
+    fn slow_scraper(&self) -> TcpStream {
+        let stream = self.runtime.block_on(async {
+            let socket = TcpSocket::new_v4().expect("socket");
+            socket.set_recv_buffer_size(4096).expect("small");
+            socket.connect(self.address).await.expect("connect").into_std().expect("a stream")
+        });
+        stream.set_nonblocking(false).expect("blocks");
+        write!(&stream, "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").expect("send");
+        let mut status = [0; 12];
+        (&stream).read_exact(&mut status).expect("an answer");
+        assert_eq!(&status, b"HTTP/1.1 200");
+        stream
+    }
+}
+
+#[test]
+fn scrapers_that_read_slowly_take_the_metrics_from_nobody() {
+    let metrics = Metrics::new();
+    // More than the system takes off our hands.
+    metrics.fake.metrics_comment.store(16 << 20, Ordering::Relaxed);
+    let slow = |_| {
+        let stream = metrics.slow_scraper();
+        // The next is answered another page.
+        std::thread::sleep(Duration::from_millis(1100));
+        stream
+    };
+    let _slow: Vec<_> = (0..6).map(slow).collect();
+    assert_eq!(metrics.fake.metrics_made.load(Ordering::Relaxed), 4, "pages in memory are few");
+    for _ in 0..3 {
+        let answer = metrics.get("/metrics").expect("answered");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.len() > 16 << 20, "{:.80}", answer);
+    }
+}
+
 #[test]
 fn metrics_are_served_on_loopback_addresses_only() {
     assert!(MetricsListener::bind("0.0.0.0:0".parse().expect("address")).is_err());
-    let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let listener = MetricsListener::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
-    let address = listener.address().expect("address");
-    let guard = runtime.enter();
-    runtime.spawn(listener.serve(Interface::new(Arc::new(FakeAppliance::default()), None).metrics_router()));
-    drop(guard);
+    let metrics = Metrics::new();
     for (path, status, text) in [("/metrics", "200", "lamina_up 1"), ("/api/v1/volumes", "404", "problem")] {
-        let mut stream = std::net::TcpStream::connect(address).expect("connect");
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("send");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("answer");
+        let answer = metrics.get(path).expect("answered");
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(text), "{answer}");
     }
-    // Whoever scrapes without end waits for refusals.
-    let mut stream = std::net::TcpStream::connect(address).expect("connect");
-    let mut answered = |line: &str| {
-        write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").expect("send");
-        let mut answer = [0; 64 << 10];
-        let bytes = stream.read(&mut answer).expect("answer");
-        String::from_utf8_lossy(&answer[..bytes]).starts_with(line)
+}
+
+#[test]
+fn a_flood_of_scrapes_waits_for_its_turns_and_keeps_no_scraper_out() {
+    let metrics = Metrics::new();
+    let (over, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    // One of more than the connections that are served at a time; when it is closed it comes anew.
+    let connection = || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect(metrics.address)?;
+        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let mut answer = [0; 4096];
+        while !over.load(Ordering::Relaxed) {
+            write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")?;
+            let bytes = loop {
+                match stream.read(&mut answer) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock && !over.load(Ordering::Relaxed) => {}
+                    read => break read?,
+                }
+            };
+            if bytes == 0 {
+                break;
+            }
+            assert!(answer[..bytes].starts_with(b"HTTP/1.1 200"), "nobody is refused");
+            answers.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
     };
-    assert!((0..40).any(|_| answered("HTTP/1.1 429")));
     let began = Instant::now();
-    // Each refusal takes half a second, in which two or three come back.
-    assert!((0..10).all(|_| answered("HTTP/1.1 ")));
-    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
+    let (answer, wait) = std::thread::scope(|scope| {
+        for _ in 0..40 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = connection();
+                }
+            });
+        }
+        // What it may at once is used up.
+        std::thread::sleep(Duration::from_secs(2));
+        let asked = Instant::now();
+        let answer = (metrics.get("/metrics"), asked.elapsed());
+        over.store(true, Ordering::Relaxed);
+        answer
+    });
+    // Those before it are answered in a fifth of a second each.
+    let answer = answer.unwrap_or_else(|error| panic!("{error} after {wait:?}"));
+    assert!(answer.starts_with("HTTP/1.1 200") && wait < Duration::from_secs(15), "{wait:?}: {answer}");
+    let answered = answers.load(Ordering::Relaxed);
+    let most = 20 + 5 * (began.elapsed().as_secs() + 1);
+    assert!((20..=most).contains(&answered), "{answered} answers, {most} at most");
 }

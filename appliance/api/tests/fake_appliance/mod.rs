@@ -14,7 +14,7 @@ mod vms;
 mod volumes;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use lamina_api::appliance::{Overview, Volumes};
 use lamina_api::audit::AuditLine;
@@ -61,11 +61,19 @@ pub struct FakeAppliance {
     pub elapsed_ms: AtomicU64,
     /// How often a metrics page was made.
     pub metrics_made: AtomicU64,
+    /// Bytes of comment that such a page has behind what it says.
+    pub metrics_comment: AtomicUsize,
 }
 
 impl Default for FakeAppliance {
     fn default() -> Self {
-        Self { state: Mutex::default(), numbers: AtomicU64::new(1), elapsed_ms: AtomicU64::new(0), metrics_made: AtomicU64::new(0) }
+        Self {
+            state: Mutex::default(),
+            numbers: AtomicU64::new(1),
+            elapsed_ms: AtomicU64::new(0),
+            metrics_made: AtomicU64::new(0),
+            metrics_comment: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -247,7 +255,7 @@ impl Overview for FakeAppliance {
 
     fn metrics(&self) -> String {
         self.metrics_made.fetch_add(1, Ordering::Relaxed);
-        "lamina_up 1\n".to_owned()
+        format!("lamina_up 1\n{}", "#".repeat(self.metrics_comment.load(Ordering::Relaxed)))
     }
 }
 
