@@ -1,8 +1,8 @@
 //! One connection: HTTP/1.1 with bounds, and an end in good order.
 //!
-//! Bounds: time to say what is wanted, bytes of headers, time without reading our answer and for reading all of it, age. A request that was begun and not finished in
-//! time is answered 408. What a client still sends when we are done is read for a moment, since a socket that is closed on unread bytes
-//! takes our answer with it.
+//! Bounds: time to say what is wanted, bytes of headers, time without reading our answer and for reading all of it, age. A request that was
+//! begun and not finished in time is answered 408. What a client still sends when we are done is read for a moment, since a socket that is
+//! closed on unread bytes takes our answer with it.
 
 use std::future::poll_fn;
 use std::pin::pin;

@@ -2,8 +2,8 @@
 //!
 //! Bounds: connections at a time, of all and of each address; what one connection may do is said in [`crate::connection`], what requests
 //! may do by the routes. A client of the local socket that is one too many is answered 429; on the network its connection is closed, since
-//! an answer would cost a handshake; scrapers wait for their turn. When descriptors run out accepting pauses and goes on. A crash leaves the socket's file behind; the next
-//! bind replaces it.
+//! an answer would cost a handshake; scrapers wait for their turn. When descriptors run out accepting pauses and goes on. A crash leaves the
+//! socket's file behind; the next bind replaces it.
 
 use std::collections::HashMap;
 use std::fs;
