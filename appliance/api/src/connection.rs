@@ -42,7 +42,7 @@ const MAX_BUFFER_BYTES: usize = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
 /// So much of it at a time, and not more often: nobody is in a hurry any more.
-const LINGER_PIECE: usize = 64 << 10;
+const LINGER_PIECE: usize = 16 << 10;
 const LINGER_PAUSE: Duration = Duration::from_millis(20);
 /// Connections that are read on at a time; others are closed at once, and may not hear why.
 static LINGERING: Semaphore = Semaphore::const_new(16);
